@@ -1,4 +1,4 @@
-"""The decoder of Janus-Pro-1B, step by step: ours in ONNX Runtime beside transformers and onnxruntime-genai.
+"""Decoder steps of Janus-Pro-1B: a bundle in ONNX Runtime, transformers, and onnxruntime-genai.
 
     python bench/decoder.py [--layers 24] [--rounds 5] [--keep FOLDER]
 
@@ -34,8 +34,8 @@ from decoder_contestants import (
     WIDE,
     Contestant,
     Stopwatch,
+    bundle_contestants,
     genai_generate,
-    ours,
     transformers_generate,
 )
 from decoder_models import SHAPE, build
@@ -151,7 +151,7 @@ def main() -> None:
         contestants = [
             *transformers_generate(folder / "llama", rows),
             *genai_generate(folder / "genai", rows, arguments.threads),
-            *ours(folder, arguments.images, arguments.threads),
+            *bundle_contestants(folder, arguments.images, arguments.threads),
         ]
         load = os.getloadavg()[0]
         bandwidth, repeated = run_rounds(contestants, arguments.rounds, arguments.steps, arguments.threads)

@@ -1,4 +1,4 @@
-"""Who takes part in `decoder.py`: each makes steps, and says what each step took."""
+"""The contestants of `decoder.py`: each makes steps and yields the time of each."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def each_timed(step: Callable[[], Any]) -> Callable[[int], list[float]]:
     return steps
 
 
-def ours(folder: Path, images: int, threads: int) -> Iterator[Contestant]:
+def bundle_contestants(folder: Path, images: int, threads: int) -> Iterator[Contestant]:
     """Yield contestants that draw images code by code, after prompts of the contexts' lengths."""
     runtimes: dict[tuple[str, str], OnnxRuntime] = {}
     for who, bundle, variant, max_seq_len in OURS:

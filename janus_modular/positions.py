@@ -1,10 +1,9 @@
-"""Positions that are more than a counter: ids on several axes, which follow from a sequence's structure.
+"""Position ids on several axes, for multimodal rotary embeddings (M-RoPE), in numpy.
 
-The rule is that of multimodal rotary embeddings ("Qwen2-VL: enhancing vision-language model's perception of
-the world at any resolution", section 2.1): text counts on all axes alike. An image that is read stays at one
-temporal id, and its rows and columns count from there. What follows begins behind the image's largest id.
-
-numpy only: a server that runs exported graphs computes positions here too.
+The rule is that of "Qwen2-VL: enhancing vision-language model's perception of the world at any resolution",
+section 2.1: a text token has the same id on all axes. All positions of an input image have one temporal id;
+their height and width ids are rows and columns, counted from this id. The next position has the largest id of
+the image plus 1.
 """
 
 from __future__ import annotations

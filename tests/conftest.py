@@ -43,7 +43,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 SLOWEST = (
     *("plugins/demo/test_ablation.py", "core/training/test_killed_ranks.py"),
     *("swapping/test_graphs.py", "plugins/test_contracts.py", "plugins/demo/test_thresholds.py"),
-    *("test_real_weights.py", "export/test_verify_layers.py", "export/test_families.py", "test_strangers.py"),
+    *(
+        "test_real_weights.py",
+        "export/test_verify_layers.py",
+        "export/test_families.py",
+        "test_third_party_packages.py",
+    ),
     *("export/test_path_of_other_graphs.py", "export/test_several_codes.py", "swapping/test_learning.py"),
     *("test_docs.py", "export/test_build_real_shapes.py", "export/test_export.py", "core/test_new_plugin.py"),
 )
@@ -113,7 +118,7 @@ def mutations() -> ModuleType:
 
 
 @cache
-def announced() -> tuple[EntryPointInfo, ...]:
+def declared_components() -> tuple[EntryPointInfo, ...]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     return tuple(
         EntryPointInfo(match["slot"], name, module, project["name"], project["version"])
@@ -125,8 +130,8 @@ def announced() -> tuple[EntryPointInfo, ...]:
 
 @pytest.fixture
 def plugins() -> Plugins:
-    """The components that our pyproject announces, nothing loaded yet."""
-    return Plugins([*announced()])
+    """The components that pyproject.toml declares, none loaded yet."""
+    return Plugins([*declared_components()])
 
 
 @pytest.fixture(autouse=True)
@@ -247,7 +252,7 @@ def new_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     Dependencies are links to those that the tests run with: all but what the editable install put there.
     """
 
-    def made(name: str) -> Environment:
+    def create(name: str) -> Environment:
         folder = tmp_path_factory.mktemp(name)
         dependencies = folder / "dependencies"
         dependencies.mkdir()
@@ -262,7 +267,7 @@ def new_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         (site / "dependencies.pth").write_text(f"{dependencies}\n")
         return environment
 
-    return made
+    return create
 
 
 @pytest.fixture

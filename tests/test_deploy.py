@@ -1,4 +1,4 @@
-"""The container and the cluster: files that their own linters accept, and that agree with the server."""
+"""Dockerfile and Kubernetes manifest: linters accept them, and their settings are the server's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The extras: what each installs, and that pages, errors and templates tell people to install what works."""
+"""The extras: what each installs, and install commands of pages, errors and templates."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def install_lines() -> dict[str, list[str]]:
     return found
 
 
-def test_nothing_that_we_tell_people_to_install_brings_two_builds_of_onnx_runtime():
+def test_no_documented_install_command_installs_two_builds_of_onnx_runtime():
     lines = [*install_lines(), *DECLARED]
     assert {"runtime", "gpu", "export,gpu"} <= set(lines)
     for line in lines:

@@ -63,14 +63,14 @@ APPLICATION = ROOT / "plugins/janus_plugins/demo"
     sorted(file for file in (ROOT / "plugins").rglob("*.py") if APPLICATION not in file.parents),
     ids=lambda file: str(file.relative_to(ROOT / "plugins")),
 )
-def test_a_component_sees_the_core_as_strangers_do(file: Path):
+def test_built_in_components_import_the_core_as_third_parties_do(file: Path):
     core = {name for name in imported(file) if name.partition(".")[0] in OURS}
     neighbours = {name for name in core if name.startswith("janus_plugins.")}
     assert core - neighbours <= {"janus_modular"}
 
 
 @pytest.mark.parametrize("name", ["interfaces", "registry", "errors"])
-def test_the_contract_stands_on_nothing_of_ours_but_itself(name: str):
+def test_the_runtime_contract_imports_no_other_module(name: str):
     contract = {f"janus_modular.{one}" for one in ("interfaces", "registry", "errors", "protocols")}
     ours = {
         one for one in imported(ROOT / "janus_modular" / f"{name}.py", top_level=True) if one.startswith(OURS)

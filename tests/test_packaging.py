@@ -74,7 +74,7 @@ def test_the_installed_command_finds_its_configs_and_components(command: Command
     for file in (ROOT / "configs").rglob("*.yaml"):
         assert file.relative_to(ROOT / "configs").with_suffix("").as_posix() in listed
     rows = command("janus-modular", "plugins", "list").stdout
-    for slot, name in announced():
+    for slot, name in declared_components():
         assert re.search(rf"^{slot} +{re.escape(name)} ", rows, re.MULTILINE), (slot, name)
     assert "is valid" in command("janus-modular", "config", "validate", "model/tiny").stdout
 
@@ -116,7 +116,7 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
-def announced() -> dict[tuple[str, str], str]:
+def declared_components() -> dict[tuple[str, str], str]:
     """Slot and name -> module, as pyproject has it."""
     return {
         (group.removeprefix("janus_modular.v1."), name): module
@@ -147,7 +147,7 @@ def test_every_file_with_a_hook_is_announced_under_the_names_that_it_registers()
                     if isinstance(call, ast.Call) and ast.unparse(call.func) == "registry.add":
                         name = ast.literal_eval(call.args[0])
                         found[hook.name.removeprefix("register_"), name] = module
-    assert found == announced()
+    assert found == declared_components()
     folders = {"text_samplers": "samplers", "image_samplers": "samplers"}  # the other slots have one each
     assert all(module.split(".")[1] == folders.get(slot, slot) for (slot, _), module in found.items())
 

@@ -240,7 +240,7 @@ def losses(janus: Janus, captions: Path) -> dict[str, float]:
     return measured
 
 
-def test_the_first_stage_learns_from_real_images(janus: Janus, captioned: Captioned, folder: Path):
+def test_the_first_stage_trains_on_real_images(janus: Janus, captioned: Captioned, folder: Path):
     """Adaptors, codes and head learn to caption and to draw images never seen; the rest stays as it is.
 
     An image tokenizer of its own comes first, so that codes mean something.

@@ -43,7 +43,7 @@ class ProcessorConfig:
     revision: str | None = None
     template: Literal["janus", "janus-pro", "chat", "plain"] = "chat"  # chat: the tokenizer's own
     system: str | None = None  # understanding's system text; None: the template's default
-    # Values of the chat template's variables (enable_thinking, say), in training and inference alike.
+    # Values of the chat template's variables (such as enable_thinking), in training and inference.
     template_variables: dict[str, Any] = field(default_factory=dict)
     tokens: SpecialTokens = field(default_factory=SpecialTokens)
     # Tokens that a text answer never contains: those added to a tokenizer for images.
@@ -58,7 +58,7 @@ class ModelConfig:
     generation: ComponentSpec = component("generation")
     backbone: ComponentSpec = component("backbones")
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    # Images whose positions attend to each other, in both directions: [understanding], or none.
+    # [understanding]: positions of an input image attend to each other in both directions; []: causal.
     together: list[Literal["understanding"]] = field(default_factory=list)
     text_sampler: str = "text"  # the sampler of text answers
     image_sampler: str | None = None  # the sampler of images; None: as the generation path names it

@@ -159,7 +159,7 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
 def _position_ids(packed: Many[Many[Sequence]], positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """Return the ids (P, B, T) of rows of sequences, None if no sequence has any.
 
-    Padding, and sequences of text that were made by hand, count on all axes alike.
+    Padding, and sequences without ids (plain text), have equal ids on all axes.
 
     Raises:
         PromptError: a sequence has ids on another number of axes, or images and no ids.

@@ -62,7 +62,7 @@ class ModelBuilder(Builder):
         except ValueError as error:
             raise config_error([FieldError(config_path(config, "understanding"), str(error), "")]) from error
         if config.together and (reason := _refuse_together(backbone)):
-            problem = f"the backbone '{config.backbone.name}' has causal attention only: {reason}"
+            problem = f"the backbone '{config.backbone.name}' does not support bidirectional blocks: {reason}"
             raise config_error([FieldError(config_path(config, "together"), problem, "")])
         return JanusModel(understanding, generation, backbone, config)
 

@@ -133,7 +133,7 @@ class TorchSession(BaseSession):
         return self._forward(self._embeddings(x), positions, cache, torch.from_numpy(counts))
 
     def _hide(self, cache: RowCache, hidden: NDArray[np.bool_] | None) -> None:
-        """Tell a cache which positions (n, T) of its rows no other position sees, for the next pass.
+        """Set the hidden positions (n, T) of a cache, which no other position attends to, for the next pass.
 
         Raises:
             PromptError: the backbone's cache cannot hide positions.

@@ -1,4 +1,4 @@
-"""The loss of a step: each supervised position counts alike, whatever its kind and its process."""
+"""The loss of a step: the mean over all supervised positions, of all tasks and all processes."""
 
 from __future__ import annotations
 

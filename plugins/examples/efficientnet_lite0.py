@@ -97,7 +97,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class Block(nn.Module):
-    """Widen, mix each channel's neighbourhood, narrow; added to its input where the shapes allow."""
+    """Inverted residual: expand, depthwise convolution, project; with a skip connection if shapes allow."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()

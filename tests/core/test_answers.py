@@ -1,4 +1,4 @@
-"""What an answer says of itself, and that neither answers nor drawings depend on what runs beside them."""
+"""Fields of answers; answers and drawings do not depend on others in the batch."""
 
 from __future__ import annotations
 

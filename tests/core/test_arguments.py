@@ -1,4 +1,4 @@
-"""Arguments of other types than the Python API takes: an error that names them, from every door."""
+"""Arguments of wrong types: each function of the Python API raises an error that names the argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Components that do not fit their slot: an error names the place, the component, its file and the fault."""
+"""Components that do not fit their slot: the error has config path, component, file and reason."""
 
 from __future__ import annotations
 

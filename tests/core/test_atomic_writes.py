@@ -1,4 +1,4 @@
-"""What is written is whole or not there, whenever its process dies, and nothing blocks the next writer."""
+"""Atomic writes: a file is complete or absent, whenever the process is killed; no lock stays behind."""
 
 from __future__ import annotations
 

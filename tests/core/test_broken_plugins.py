@@ -1,4 +1,4 @@
-"""Plugins that are broken in every way, all installed at once: whoever does not ask for them does not notice.
+"""Broken plugins of all sorts, installed at once: commands that do not use them are not affected.
 
 No test waits: the slow one would wait for ever, and is given two seconds by the command that loads it.
 """
@@ -86,7 +86,7 @@ def test_commands_that_need_none_of_them_do_not_notice(site: Path, words: tuple[
     assert "look at me" not in done.stdout + done.stderr
 
 
-def test_one_that_is_asked_for_says_what_is_wrong(site: Path) -> None:
+def test_using_a_broken_plugin_raises_its_error(site: Path) -> None:
     done = janus(site, "config", "validate", "tiny", "understanding.adaptor=missing")
     assert done.returncode == 2
     assert "Plugin 'missing' (acme-missing 0.2) failed to load" in done.stderr
@@ -95,7 +95,7 @@ def test_one_that_is_asked_for_says_what_is_wrong(site: Path) -> None:
     assert "Write 'acme-one:twice' or 'acme-two:twice'" in done.stderr
 
 
-def test_doctor_tells_the_truth_about_each(site: Path) -> None:
+def test_doctor_reports_each_broken_plugin(site: Path) -> None:
     off = "janus-modular,acme-slow"
     done = janus(site, "plugins", "doctor", "--json", JANUS_DISABLE_PLUGINS=off)
     said = {report["name"]: report for report in json.loads(done.stdout)}

@@ -1,4 +1,4 @@
-"""A component that holds others gets what builds them; what no config can say is refused."""
+"""Components with nested components get their builder; options that no config can set are errors."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_overrides_of_a_part_and_of_the_whole_both_count_in_any_order(plugins: P
         ),
     ],
 )
-def test_options_that_nobody_could_set_are_refused_at_registration(
+def test_options_that_cannot_be_set_are_errors_at_registration(
     tmp_path: Path, slot: str, base: str, field: str, said: str
 ) -> None:
     (tmp_path / "odd.py").write_text(

@@ -1,4 +1,4 @@
-"""The command line as people meet it: in a process of its own."""
+"""The command line, run in a separate process."""
 
 from __future__ import annotations
 

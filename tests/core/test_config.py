@@ -1,4 +1,4 @@
-"""Files, overrides, and the report of everything that is wrong with a config."""
+"""Config files, overrides, and the report of all errors of a config."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_it_goes_back_to_yaml_and_comes_out_the_same(made_up: Plugins, tmp_path:
     }
 
 
-def test_every_fault_is_reported_at_once_with_its_path(made_up: Plugins):
+def test_all_errors_are_reported_at_once_with_their_paths(made_up: Plugins):
     raw = {
         "generation": {"name": "nest", "adaptor": {"name": "smal"}, "size": "big"},
         "several": [{"name": "small", "widht": 3}, {"depth": 1}],
@@ -180,7 +180,7 @@ def test_a_slot_that_is_empty_and_a_mapping_that_is_none_are_faults(made_up: Plu
         resolve({**GOOD, "inner": 3}, Schema, made_up)
 
 
-def test_what_a_dataclass_refuses_is_a_fault_with_its_path(made_up: Plugins):
+def test_a_value_error_of_a_dataclass_is_reported_with_its_path(made_up: Plugins):
     with pytest.raises(ConfigError, match="generation: size 7 is odd"):
         resolve({"generation": {**GOOD["generation"], "size": 7}}, Schema, made_up)
 
@@ -363,14 +363,14 @@ def test_validate_refuses_an_unknown_sampler():
         assert [error.path for error in caught.value.errors] == [key]
 
 
-def test_a_config_of_another_kind_is_one_fault():
+def test_a_config_of_another_type_is_a_single_error():
     with pytest.raises(ConfigError, match=r"^this is a model config; expected a training config\. See the"):
         resolve(load("tiny"), TrainConfig)
     with pytest.raises(ConfigError, match=r"^this is a training config; expected a model config\. See the"):
         resolve(load("train/janus_pro/stage1"), ModelConfig)
 
 
-def test_where_options_of_components_are_told_is_said_of_configs_that_have_any(made_up: Plugins):
+def test_errors_name_plugins_show_only_for_configs_with_components(made_up: Plugins):
     with pytest.raises(ConfigError, match="plugins show NAME"):
         resolve({"wide": 3}, ModelConfig, made_up)
     with pytest.raises(ConfigError) as caught:

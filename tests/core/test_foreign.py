@@ -1,4 +1,4 @@
-"""Images after any edit, and the boundary that foreign input passes: its errors name what was read."""
+"""Images after random edits, and errors of foreign libraries: the messages name the input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_refuses_names_that_no_image_has(name: str) -> None:
         open_image(name)
 
 
-def test_an_assertion_of_a_decoder_is_a_refusal(tmp_path: Path) -> None:
+def test_an_assertion_of_a_decoder_is_an_image_error(tmp_path: Path) -> None:
     """Of a layered Photoshop file whose resources begin with no signature."""
     path = tmp_path / "layers.psd"
     head = b"8BPS\0\1" + b"\0" * 6 + b"\0\3" + b"\0\0\0\12" * 2 + b"\0\10\0\3" + b"\0" * 4
@@ -77,7 +77,7 @@ def test_an_assertion_of_a_decoder_is_a_refusal(tmp_path: Path) -> None:
 # The boundary itself
 
 
-def test_errors_of_ours_pass_a_boundary_and_others_become_ours() -> None:
+def test_own_errors_pass_a_boundary_and_others_are_converted() -> None:
     with pytest.raises(ImageError, match=r"^mine$"), foreign_errors("file", ConfigError):
         raise ImageError("mine")
     for error in (KeyError("a"), RecursionError(), MemoryError(), AssertionError(), OverflowError("x")):
@@ -88,7 +88,7 @@ def test_errors_of_ours_pass_a_boundary_and_others_become_ours() -> None:
         raise KeyboardInterrupt
 
 
-def test_a_panic_in_rust_becomes_ours() -> None:
+def test_a_panic_in_rust_is_converted() -> None:
     panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
     said = "cannot be read: PanicException: out of range"
     with pytest.raises(ConfigError, match=said), foreign_errors("file", ConfigError):

@@ -1,4 +1,4 @@
-"""Language models from elsewhere: what their folders hold, lack or get wrong."""
+"""Folders of language models from transformers: complete, incomplete and inconsistent."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def composed(folder: Path, template: str = "plain", **backbone: Any) -> Janus:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_foreign_language_model_says_what_it_said_before(family: str, tmp_path: Path):
+def test_a_language_model_of_transformers_generates_the_same_as_before(family: str, tmp_path: Path):
     """Prompt, logits and greedy words as transformers has them; then images, and back from disk."""
     config, names, ends = FAMILIES[family]
     folder = tmp_path / "model"

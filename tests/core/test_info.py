@@ -184,7 +184,7 @@ def test_a_path_that_does_not_exist_is_not_called_a_config(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["tiny", "model/tiny", "train/janus_pro/stage1"])
 @pytest.mark.parametrize("command", ["chat NAME hi", "draw NAME hi", "convert NAME NEW", "export NAME NEW"])
-def test_a_config_named_as_a_model_is_said_to_have_no_weights(
+def test_a_config_in_place_of_a_model_is_an_error_about_its_missing_weights(
     name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Asking and drawing through the facade: cached rows of any length against plain forward passes."""
+"""`Janus.chat` and `Janus.draw`: rows with a KV cache against forward passes without one."""
 
 import inspect
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def test_rows_go_on_as_if_alone(janus: Janus) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_an_answer_does_not_depend_on_its_company(janus: Janus, temperature: float) -> None:
+def test_an_answer_does_not_depend_on_its_batch(janus: Janus, temperature: float) -> None:
     together = janus.chat_batch(QUESTIONS, max_tokens=12, temperature=temperature)
     assert janus.chat(*QUESTIONS[0], max_tokens=12, temperature=temperature) == together[0]
     if temperature == 0:  # noise goes by row, so the others are alone in row 0 only when there is none
@@ -172,7 +172,7 @@ def test_progress_counts_to_the_end(janus: Janus) -> None:
     assert told == [(done, 32) for done in range(1, 33)]  # two batches of 16 codes
 
 
-def test_progress_is_shown_on_stderr_if_asked_for(janus: Janus, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_on_stderr_if_requested(janus: Janus, capsys: pytest.CaptureFixture[str]) -> None:
     janus.draw("a", progress=True)
     captured = capsys.readouterr()
     assert "drawing" in captured.err
@@ -311,7 +311,7 @@ def test_no_question_has_no_answer_and_half_a_question_is_refused(janus: Janus) 
         ),
     ],
 )
-def test_a_damaged_processor_is_said_with_its_file(
+def test_a_damaged_processor_is_an_error_with_its_file(
     janus: Janus, tmp_path: Path, content, message: str
 ) -> None:
     janus.save_pretrained(tmp_path / "model")

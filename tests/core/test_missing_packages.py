@@ -1,4 +1,4 @@
-"""A component whose package is not installed: an error of ours, with the part and the package."""
+"""A component whose package is not installed: the error names component and package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NaN and infinite logits are an error of a session, and not an answer of noise."""
+"""NaN and infinite logits are an error in a session."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_ids_are_marked_where_logits_are_not_finite() -> None:
     assert mark_not_finite(ids, logits).tolist() == [0, NOT_FINITE, NOT_FINITE, NOT_FINITE, NOT_FINITE, 5]
 
 
-def test_what_is_brought_to_the_host_is_refused_by_its_mark() -> None:
+def test_values_copied_to_the_host_are_checked_for_not_finite() -> None:
     kept = np.array([[0, 1], [2, 3]])
     assert refuse_not_finite(kept) is kept
     assert refuse_not_finite(np.array([-1.0])) == -1  # states may be negative

@@ -1,4 +1,4 @@
-"""The sizes of a generation path: of any kind that JSON holds, under a key that nothing else is in."""
+"""`GenerationPath.sizes`: any JSON values, stored in the manifest under their own key."""
 
 from __future__ import annotations
 

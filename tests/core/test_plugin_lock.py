@@ -1,4 +1,4 @@
-"""Locked plugins: a model opens with the bytes that were locked, and changed ones are refused unread."""
+"""Locked plugins: a model opens with the locked bytes; changed plugins are errors before the import."""
 
 from __future__ import annotations
 

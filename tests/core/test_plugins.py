@@ -1,4 +1,4 @@
-"""Discovery, loading, and what is said when a plugin is not what it should be."""
+"""Discovery and loading of plugins, and errors of broken plugins."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_every_file_that_registers_something_is_announced_and_every_announced_on
     assert registering == {one.module for one in plugins.entry_points}
 
 
-def test_only_the_module_that_is_asked_for_is_imported(site: Path):
+def test_only_the_module_of_the_requested_component_is_imported(site: Path):
     install(site, "acme-good", "acme_good", GOOD)
     install(site, "acme-bad", "acme_bad", "raise SystemExit('never import me')", name="bad")
     entry = found_in(site).entry("adaptors", "twice")
@@ -115,7 +115,7 @@ def test_an_unknown_name_like_no_other_may_be_of_a_local_file(plugins: Plugins):
         plugins.entry("trackers", "acme-board")
 
 
-def test_what_failed_to_load_is_named_where_it_was_asked_for_and_among_unknown_names(site: Path):
+def test_a_plugin_that_failed_to_load_is_named_when_requested_and_beside_unknown_names(site: Path):
     install(site, "acme-dino", "acme_dino", "import timmm", slot="backbones", name="dino")
     plugins = found_in(site)
     failure = "Plugin 'dino' (acme-dino 0.2) failed to load: ModuleNotFoundError: No module named 'timmm'"
@@ -145,7 +145,7 @@ def test_a_package_of_one_of_our_extras_that_is_missing_gives_the_pip_line(site:
         ("def", "SyntaxError"),
     ],
 )
-def test_each_fault_of_a_plugin_is_an_error_that_names_it(site: Path, source: str, said: str):
+def test_each_error_in_a_plugin_names_the_plugin(site: Path, source: str, said: str):
     install(site, "acme-bad", "acme_faulty", source)
     with pytest.raises(PluginError) as caught:
         found_in(site).entry("adaptors", "twice")
@@ -153,7 +153,7 @@ def test_each_fault_of_a_plugin_is_an_error_that_names_it(site: Path, source: st
     assert "acme-bad 0.2" in str(caught.value)
 
 
-def test_two_distributions_with_one_name_are_told_apart(site: Path):
+def test_equal_names_of_two_distributions_need_the_distribution(site: Path):
     install(site, "acme-one", "acme_one", GOOD)
     install(site, "acme-two", "acme_two", GOOD)
     plugins = found_in(site)
@@ -177,7 +177,7 @@ def test_one_that_has_a_built_in_name_is_the_one_to_switch_off(site: Path, plugi
         assert off.find("adaptors", name).dist == "janus-modular"
 
 
-def test_what_was_recorded_is_meant_where_several_share_a_name(site: Path):
+def test_the_recorded_component_is_selected_among_equal_names(site: Path):
     install(site, "acme-one", "acme_one", GOOD)
     then = found_in(site)
     needed = then.required([ComponentSpec("adaptors", "twice", None)])
@@ -189,7 +189,7 @@ def test_what_was_recorded_is_meant_where_several_share_a_name(site: Path):
     assert now.find("adaptors", "acme-two:twice").dist == "acme-two"
 
 
-def test_a_shipped_config_means_the_built_in_components_and_what_is_typed_is_asked_about(plugins: Plugins):
+def test_shipped_configs_select_built_in_components_and_typed_names_are_ambiguous(plugins: Plugins):
     others = [EntryPointInfo(slot, name, "acme", "acme-vit", "0.2") for slot, name in BORROWED]
     plugins = Plugins([*plugins.entry_points, *others])
     config = resolve(load("tiny", plugins=plugins), ModelConfig, plugins)
@@ -246,7 +246,7 @@ def test_a_newer_plugin_api_is_refused_unread(site: Path):
         found_in(site).entry("adaptors", "twice")
 
 
-def test_a_distribution_that_speaks_both_versions_is_read_in_ours(site: Path):
+def test_a_distribution_for_both_versions_is_read_in_the_supported_version(site: Path):
     install(site, "acme-both", "acme_both", GOOD, api=2)
     points = site / "acme_both-0.2.dist-info" / "entry_points.txt"
     points.write_text(points.read_text() + "[janus_modular.v1.adaptors]\ntwice = acme_both\n")

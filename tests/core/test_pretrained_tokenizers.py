@@ -1,4 +1,4 @@
-"""A tokenizer beside weights that were trained with another: refused, with tokens that differ."""
+"""A tokenizer that differs from that of the weights is an error that lists differing tokens."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ PIECES = b"\n\x07\n\x05<unk>" + b"\n\xcb\x01\n\xc8\x01" + b"a" * 200 + b"\x12\x0
         (b"IQ== 0\nIg== 1\n", "tiktoken"),
     ],
 )
-def test_what_is_wrong_with_a_vocabulary_is_said(
+def test_a_damaged_vocabulary_is_an_error_with_its_reason(
     content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers says of each that tiktoken is not installed."""

@@ -1,4 +1,4 @@
-"""Plugins loaded in child processes: built-in ones together, and alone where something is wrong."""
+"""Plugins loaded in child processes: built-in plugins in one process, broken plugins in separate ones."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_built_in_plugins_share_a_process(plugins: Plugins, processes: list[str]
 def odd(plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], EntryPointInfo]:
     """Return a function that makes a built-in adaptor of a module's source."""
 
-    def made(source: str) -> EntryPointInfo:
+    def write(source: str) -> EntryPointInfo:
         (tmp_path / "odd_adaptor.py").write_text(source)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         return replace(of(plugins, "mlp")[0], module="odd_adaptor")
 
-    return made
+    return write
 
 
 @pytest.mark.parametrize(

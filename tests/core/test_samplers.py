@@ -1,4 +1,4 @@
-"""Samplers of third parties: registration, the choice in the config, and errors of a broken protocol."""
+"""Third-party samplers: registration, selection in the config, and errors if they violate the protocol."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_checks_find_a_broken_protocol(
     assert run_check(chosen, lambda: (entry.factory, example), slot=slot).outcome == outcome
 
 
-def test_a_plugin_of_the_former_slot_is_told_the_new_ones(tmp_path: Path) -> None:
+def test_a_plugin_of_the_former_slot_is_an_error_that_names_the_new_slots(tmp_path: Path) -> None:
     folder = tmp_path / "acme_loops-0.2.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-loops\nVersion: 0.2\n")

@@ -1,4 +1,4 @@
-"""Choosing ids: the exponential race against torch's own multinomial, truncation against transformers'."""
+"""Sampling ids: the exponential race against torch's multinomial, top-k and top-p against transformers."""
 
 import pytest
 import torch

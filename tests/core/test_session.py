@@ -1,4 +1,4 @@
-"""Sessions in torch: what they hand to the host, and that they keep the contract of sessions."""
+"""Sessions in torch: transfers to the host, and the contract of sessions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_states_of_any_dtype_come_to_numpy_as_they_are(dtype: torch.dtype) -> No
 
 @torch.no_grad()
 @pytest.mark.parametrize("width", [1, 2, 7, 16, 32])
-def test_positions_fed_in_pieces_are_one_forward_pass(runtime: TorchRuntime, width: int) -> None:
+def test_positions_fed_in_chunks_equal_one_forward_pass(runtime: TorchRuntime, width: int) -> None:
     tokens = torch.randint(3, 300, (2, 35), generator=torch.Generator().manual_seed(width))
     x = runtime.model.backbone.embed(tokens)
     whole = runtime.model.backbone(x, positions=torch.arange(35).expand(2, 35))

@@ -1,4 +1,4 @@
-"""What validating a config finds out by having an image read: shapes that are not as promised."""
+"""`config validate` runs the understanding path on an image: wrong shapes are errors."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def validated(*words: str) -> tuple[int, str]:
         ("self.layer(features)", "self.layer(features) * features.sum().item()", ""),  # no number on meta
     ],
 )
-def test_a_part_that_does_not_keep_its_promise_is_named(
+def test_a_component_that_violates_its_interface_is_named(
     tmp_path: Path, plugins: Plugins, old: str, new: str, said: str
 ) -> None:
     assert old in PLUGIN
@@ -145,7 +145,7 @@ def test_a_config_is_compared_with_the_folders_that_it_names(tmp_path: Path) -> 
     assert code == 0, error
 
 
-def test_what_is_not_on_this_disk_is_said_to_be_not_compared() -> None:
+def test_weights_that_are_not_on_this_disk_are_reported_as_not_compared() -> None:
     line = ["config", "validate", "tiny", "backbone={name: hf, pretrained: no/where}"]
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0

@@ -1,4 +1,4 @@
-"""Numbers of a config that no model has are refused before anything of their size is built."""
+"""Excessive numbers in a config are errors before memory of their size is allocated."""
 
 from __future__ import annotations
 

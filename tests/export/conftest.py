@@ -348,8 +348,8 @@ def codes_of() -> Callable[..., tuple[np.ndarray, list[Image.Image]]]:
 
 
 @pytest.fixture(scope="session")
-def made() -> Callable[[Path, Callable[[Path], object]], Path]:
-    """``made(folder, write)`` returns a folder that ``write`` filled once for all workers; read only."""
+def filled_once() -> Callable[[Path, Callable[[Path], object]], Path]:
+    """Return a function: a folder that ``write`` filled once for all workers, read-only."""
 
     def once(folder: Path, write: Callable[[Path], object]) -> Path:
         with made_once(folder) as missing:

@@ -1,4 +1,4 @@
-"""A part that is standard ONNX, and that TensorRT refuses, fails the check which builds its engine."""
+"""A component that is standard ONNX but that TensorRT cannot build fails the check `rtx_engine`."""
 
 from __future__ import annotations
 

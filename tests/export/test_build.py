@@ -64,7 +64,7 @@ def small(**changes: Any) -> BuildConfig:
     return BuildConfig(**{"target": RTX, "sm": ["8.9"], "graphs": ["embed", "sample_image"], **changes})
 
 
-def test_every_graph_becomes_an_engine_that_the_manifest_tells_of(fp16_built: Path):
+def test_every_graph_becomes_an_engine_that_the_manifest_records(fp16_built: Path):
     bundle = load_bundle(fp16_built)
     [key] = bundle.manifest["built"]
     assert key == "fp16.tensorrt-rtx.sm89"
@@ -211,13 +211,13 @@ def test_weights_that_have_changed_are_not_built(bundle: Path):
         ({"timing_cache": Path("cache")}, "this machine has none"),
     ],
 )
-def test_what_cannot_be_built_is_said_first(bundle: Path, changes: dict[str, Any], said: str):
+def test_unbuildable_options_are_errors_before_the_build(bundle: Path, changes: dict[str, Any], said: str):
     with pytest.raises(ExportError, match=said):
         build(bundle, small(**changes))
     assert not (bundle / "engines").exists()
 
 
-def test_a_variant_for_cpus_is_refused_with_the_cure(tiny_bundle: Path):
+def test_a_variant_for_cpus_is_an_error_with_a_hint(tiny_bundle: Path):
     with pytest.raises(
         ExportError, match=r"MatMulNBits. In this bundle, TensorRT supports: fp32.*\n.*trt-int4"
     ):
@@ -238,7 +238,7 @@ def test_a_missing_package_is_named_with_its_extra(bundle: Path, monkeypatch: py
             build(bundle, small(target=target))
 
 
-def test_the_command_tells_and_inspect_shows(bundle: Path):
+def test_the_build_command_prints_each_engine_and_inspect_lists_it(bundle: Path):
     asked = ["build", str(bundle), "--target", RTX, "--sm", "8.9", "--graph", "embed", "--weight-streaming"]
     run = CliRunner().invoke(app, asked)
     assert run.exit_code == 0, run.output

@@ -1,4 +1,4 @@
-"""What `build` does where a GPU is, and with `tensorrt`, which cannot be installed here.
+"""`build` on a machine with a GPU, and for the target `tensorrt`, both with stand-ins.
 
 A stand-in lets TensorRT-RTX do the work under the other's name: parser, builder and network are one API. What
 takes a GPU (measuring, loading an engine) it plays.
@@ -153,7 +153,7 @@ def test_engines_that_were_built_elsewhere_are_looked_into_where_their_gpu_is(
     assert after == {**before, "inspector": f"engines/{key}/embed.json"}
 
 
-def test_an_engine_that_does_not_load_is_said(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_engine_that_does_not_load_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """The driver says that there is a GPU, and TensorRT-RTX does not find it."""
     for module in (targets, building):
         monkeypatch.setattr(module, "compute_capability", lambda: "8.9")

@@ -1,4 +1,4 @@
-"""A bundle is what its manifest says, or it is refused."""
+"""A bundle that differs from its manifest is an error."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def repoint(folder: Path, manifest: dict[str, Any], location: str | None, **plac
         (linked_out, "is a link out of the bundle"),
     ],
 )
-def test_what_is_not_as_it_should_be_is_refused_with_the_cure(copied: Path, damage: Break, says: str):
+def test_a_damaged_bundle_is_an_error_with_a_hint(copied: Path, damage: Break, says: str):
     manifest = manifest_of(copied)
     damage(copied, manifest)
     (copied / "manifest.json").write_text(json.dumps(manifest))
@@ -275,7 +275,7 @@ def test_a_tensor_whose_bytes_are_too_few_is_an_error_of_the_bundle(copied: Path
         runtime.graph("embed")
 
 
-def test_changed_weights_of_the_same_size_are_found_when_hashes_are_asked_for(copied: Path):
+def test_changed_weights_of_equal_size_are_detected_with_hashes(copied: Path):
     path = max((copied / "weights").iterdir(), key=lambda one: one.stat().st_size)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -293,9 +293,7 @@ def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path, content: str):
         load_bundle(tmp_path)
 
 
-def test_what_is_no_bundle_is_told_what_it_is_and_what_export_would_take(
-    tiny_checkpoint: Path, tmp_path: Path
-):
+def test_errors_about_folders_that_are_no_bundle_say_what_they_are(tiny_checkpoint: Path, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     for path, says in (
         (
@@ -312,7 +310,7 @@ def test_what_is_no_bundle_is_told_what_it_is_and_what_export_would_take(
             load_bundle(path)
 
 
-def test_a_bundle_where_a_checkpoint_is_wanted_is_told_apart(tiny_bundle: Path):
+def test_a_bundle_in_place_of_a_checkpoint_is_an_error(tiny_bundle: Path):
     says = f"{tiny_bundle} is a bundle, expected the checkpoint that it was exported from"
     with pytest.raises(CheckpointError, match=says):
         open_lazily(tiny_bundle)

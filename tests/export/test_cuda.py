@@ -1,4 +1,4 @@
-"""CUDA calls of a GPU: what garbage collection releases leaves a capture valid."""
+"""CUDA graph capture stays valid if garbage collection frees memory during the capture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's last step: exported, proven, drawn again from the bundle."""
+"""The last phase of the demo: export, verification, drawings from the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several sets of engines is taken for a GPU."""
+"""The selection among several sets of engines for a GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_of_whole_sets_the_most_specific_is_taken(tmp_path: Path):
     assert find_engines(bundle, "fp32", RTX, "8.9").arch == ["8.9"]
 
 
-def test_what_builds_a_missing_engine_is_said_of_this_very_set(tmp_path: Path):
+def test_the_command_that_builds_a_missing_engine_names_its_compute_capabilities(tmp_path: Path):
     bundle = bundle_of(tmp_path, built(["8.6", "8.9"], "embed"))
     with pytest.raises(BundleError, match=r"--precision fp32 --sm 8\.6 --sm 8\.9$"):
         find_engines(bundle, "fp32", RTX, "8.9").path("backbone")

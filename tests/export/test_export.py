@@ -70,7 +70,7 @@ def test_only_rounded_graphs_hold_an_operator_that_is_not_standard(bundle: Bundl
     assert not any(node.domain for node in model.graph.node)
 
 
-def test_graphs_hold_no_weights_and_no_paths_of_ours(bundle: Bundle):
+def test_graphs_contain_no_weights_and_no_local_paths(bundle: Bundle):
     for graph in bundle.graphs:
         for variant in bundle.variants:
             path = bundle.path(graph, variant)
@@ -92,7 +92,7 @@ def test_weights_are_those_of_the_checkpoint_bit_for_bit_and_tied_ones_once(
     assert not any("lm_head" in key for key in written)
 
 
-def test_a_weight_without_numbers_lies_in_the_graph():
+def test_an_empty_weight_is_stored_in_the_graph():
     """DINOv3 without register tokens has one. A file's 0 bytes ONNX Runtime cannot read."""
     weights = {"model.none": (1, 0, 4), "model.some": (1, 2, 4)}
     values = [
@@ -351,7 +351,7 @@ def test_a_graph_in_which_nothing_can_be_quantised_is_refused(tiny_checkpoint: P
         export(tiny_checkpoint, tmp_path / "bundle", config)
 
 
-def test_settings_that_make_no_sense_are_told_all_at_once():
+def test_invalid_settings_are_reported_all_at_once():
     with pytest.raises(ConfigError, match="has 3 errors") as caught:
         resolve(load("export/cpu", ["rows=0", "images=0", "quantize.accuracy_level=5"]), ExportConfig)
     assert [one.path for one in caught.value.errors] == ["rows", "images", "quantize.accuracy_level"]

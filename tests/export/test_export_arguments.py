@@ -1,4 +1,4 @@
-"""What cannot be exported or verified, because of what was passed or how the path draws, is said in words."""
+"""Errors of arguments of `export` and `verify`, and of generation paths that cannot be exported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are decoded from NaN or infinities are refused, before the values are clipped to pixels."""
+"""Images decoded from NaN or infinity are errors, before the values are clipped to pixels."""
 
 from __future__ import annotations
 

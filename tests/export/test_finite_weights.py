@@ -1,4 +1,4 @@
-"""Weights that a variant's dtype does not hold are refused by name while they are written."""
+"""Weights that overflow in the dtype of a variant are errors when they are written."""
 
 from __future__ import annotations
 

@@ -63,15 +63,15 @@ def assembly(plugins: Plugins) -> ModelAssembly:
 
 
 @pytest.fixture
-def checkpoint(shared: Path, plugins: Plugins, made: Any) -> Path:
+def checkpoint(shared: Path, plugins: Plugins, filled_once: Any) -> Path:
     assembly = assemble(plugins)
-    return made(shared / "mrope_checkpoint", lambda folder: save(assembly, folder, plugins=plugins))
+    return filled_once(shared / "mrope_checkpoint", lambda folder: save(assembly, folder, plugins=plugins))
 
 
 @pytest.fixture
-def bundle(shared: Path, checkpoint: Path, made: Any) -> Path:
+def bundle(shared: Path, checkpoint: Path, filled_once: Any) -> Path:
     config = ExportConfig(variants=["fp32"])
-    return made(shared / "mrope_bundle", lambda folder: export(checkpoint, folder, config))
+    return filled_once(shared / "mrope_bundle", lambda folder: export(checkpoint, folder, config))
 
 
 def sequence_of(text: str) -> Sequence:

@@ -1,4 +1,4 @@
-"""ONNX Runtime as it is installed: which version and build, what it sends, whether a GPU starts."""
+"""The installed ONNX Runtime: version and build, telemetry, start of a GPU."""
 
 from __future__ import annotations
 

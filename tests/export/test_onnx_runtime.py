@@ -130,7 +130,7 @@ def test_codes_are_embedded_as_sampling_does(bundled: Janus, torches: Janus, row
     np.testing.assert_allclose(embedded, expected, atol=1e-5)  # float32: sums in another order
 
 
-def test_seeds_decide_a_drawing_and_company_does_not(bundled: Janus, codes_of: Callable[..., Any]):
+def test_a_drawing_depends_on_its_seed_and_not_on_its_batch(bundled: Janus, codes_of: Callable[..., Any]):
     first, _ = codes_of(bundled, seed=1)
     np.testing.assert_array_equal(first, codes_of(bundled, seed=1, batch_size=1)[0])
     assert (first != codes_of(bundled, seed=2)[0]).any()
@@ -311,7 +311,9 @@ def test_an_image_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
         ({"runtime": {"name": "onnx", "threads": 10**6}}, "threads: found 1000000; expected 0 to 1024"),
     ],
 )
-def test_what_is_not_here_is_said_with_what_is(tiny_bundle: Path, options: dict, said: str):
+def test_a_missing_variant_or_device_is_an_error_that_lists_the_available(
+    tiny_bundle: Path, options: dict, said: str
+):
     with pytest.raises(JanusError) as caught:
         Janus.from_pretrained(tiny_bundle, **options)
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""What opens: a variant that is as it was exported or verified; others only where that is asked for."""
+"""Variants that failed or were edited open only with `allow_failed`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_variant_that_passed_opens_without_a_word(copied: Path, caplog: pytest
     assert caplog.messages == []
 
 
-def test_a_variant_that_failed_opens_only_where_that_is_asked_for(copied: Path) -> None:
+def test_a_variant_that_failed_opens_only_with_allow_failed(copied: Path) -> None:
     edit(copied, lambda manifest: manifest["parity"].update({"fp32": PASSED, "cpu-int4": FAILED}))
     with pytest.raises(BundleError, match=r"'cpu-int4' .*FAILED.*: rows: a row alone: nan") as raised:
         open_(copied, variant="cpu-int4")
@@ -123,7 +123,7 @@ def test_an_edited_manifest_is_refused(copied: Path, edited: str, verified: bool
         open_(copied)
 
 
-def test_what_is_said_of_another_variant_may_change(copied: Path) -> None:
+def test_records_of_other_variants_may_change(copied: Path) -> None:
     def take_out(manifest: Manifest) -> None:
         files = {
             *manifest["variants"]["cpu-int4"]["files"].values(),

@@ -1,4 +1,4 @@
-"""Rounded weights: as small as they should be, as close as they can be, multiplied as they are meant."""
+"""Quantised weights: sizes, errors, and products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded sessions: each call that a sampler may make is recorded, and can be made again elsewhere."""
+"""Recorded sessions: every call of a sampler is recorded, and can be replayed in another session."""
 
 from __future__ import annotations
 

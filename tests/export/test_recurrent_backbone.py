@@ -43,7 +43,7 @@ def recurrent(plugins: Plugins) -> dict[str, Any]:
 
 
 @pytest.fixture
-def checkpoint(shared: Path, plugins: Plugins, made: Any) -> Path:
+def checkpoint(shared: Path, plugins: Plugins, filled_once: Any) -> Path:
     raw = recurrent(plugins)
 
     def write(folder: Path) -> None:
@@ -54,16 +54,16 @@ def checkpoint(shared: Path, plugins: Plugins, made: Any) -> Path:
                 torch.nn.init.normal_(weight, std=0.3)
         save(assembly, folder, plugins=plugins)
 
-    return made(shared / "recurrent_checkpoint", write)
+    return filled_once(shared / "recurrent_checkpoint", write)
 
 
 needs_bundle = pytest.mark.slow  # its export takes as long as that of a whole model
 
 
 @pytest.fixture
-def bundle(shared: Path, checkpoint: Path, made: Any) -> Path:
+def bundle(shared: Path, checkpoint: Path, filled_once: Any) -> Path:
     config = ExportConfig(variants=["fp32", "fp16"])
-    return made(shared / "recurrent_bundle", lambda folder: export(checkpoint, folder, config))
+    return filled_once(shared / "recurrent_bundle", lambda folder: export(checkpoint, folder, config))
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_a_cache_that_cannot_be_carried_is_refused_by_name(
         ModelAssembly.from_config(resolve(raw, ModelConfig, plugins=plugins), plugins)
 
 
-def test_it_learns_from_packed_rows(plugins: Plugins):
+def test_packed_rows_have_the_loss_of_single_sequences(plugins: Plugins):
     """The loss of sequences in one row is that of each alone, and a step lowers it."""
     raw = recurrent(plugins)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Who reads a folder while it is being replaced, or after that was interrupted, learns so."""
+"""Reading a folder while it is replaced, or after an interrupted replacement, is an error that says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a batch in a bundle's runtimes: each answers and draws as it does alone, in room of its own."""
+"""Batch invariance of a bundle's runtimes: a row has the result and max_seq_len that it has alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine over a bundle in ONNX Runtime, without torch in its way."""
+"""The serving engine with a bundle in ONNX Runtime, without torch."""
 
 from __future__ import annotations
 

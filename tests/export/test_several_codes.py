@@ -1,4 +1,4 @@
-"""A model whose images have two codes a position, the whole way: trained, drawn, exported, proven, run."""
+"""A model with two codes per position: training, drawing, export, verification, runtimes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_its_loss_is_of_both_codes_and_falls(torches: Janus):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_a_drawing_has_two_codes_a_position_and_company_changes_none(
+def test_a_drawing_has_two_codes_a_position_independent_of_its_batch(
     torches: Janus, codes_of: Callable[..., Any], guidance: float
 ):
     together, images = codes_of(torches, seed=1, guidance=guidance)
@@ -209,7 +209,7 @@ def test_choices_of_successive_steps_are_joined_in_their_order(machine: Any, of_
         np.testing.assert_array_equal(joined, np.stack(chosen[first:last], axis=1))
 
 
-def test_its_speed_is_measured_and_its_parts_are_told(
+def test_its_speed_is_measured_and_its_components_are_printed(
     several_codes_checkpoint: Path, several_codes_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(bytes_read, "MEASURED_BYTES", 1 << 22)

@@ -1,4 +1,4 @@
-"""What is on disk: which variant needs which bytes, what can be left out, and what can be taken out."""
+"""Sizes of bundles on disk: bytes per variant, modes left out of an export, pruning."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_bundle_for_drawing_draws_and_says_that_it_does_not_answer(drawing_bun
         Janus.from_pretrained(drawing_bundle).chat("Hello?", max_tokens=2)
 
 
-def test_weights_files_are_no_larger_than_was_asked(drawing_bundle: Path):
+def test_weight_files_are_not_larger_than_max_file_size(drawing_bundle: Path):
     sizes = [path.stat().st_size for path in (drawing_bundle / "weights").iterdir()]
     assert max(sizes) <= 64_000
     assert len(sizes) > len(load_bundle(drawing_bundle).graphs)

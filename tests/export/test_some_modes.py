@@ -1,4 +1,4 @@
-"""Bundles of some modes: exported, verified, measured, and the same as the whole where both can do it."""
+"""Bundles with only some modes: export, verification, benchmarks, and the results of a full bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-ins for CUDA and TensorRT take and give what the real ones do, as far as shows without a GPU."""
+"""The stand-ins for CUDA and TensorRT have the interfaces of the real libraries."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_without_the_binding_the_pip_line_is_printed(monkeypatch: pytest.MonkeyP
         ("DynamicShapesKernelSpecializationStrategy", set()),
     ],
 )
-def test_tensorrts_classes_have_what_is_asked_of_them(machine: Any, kind: str, others: set[str]):
+def test_tensorrts_classes_have_the_members_that_the_runtime_uses(machine: Any, kind: str, others: set[str]):
     standin = sys.modules["standin_tensorrt"]
     ours = getattr(standin, kind)
     names = {name for name in vars(ours) if not name.startswith("_")} - others
@@ -113,7 +113,7 @@ def test_engines_are_run_without_torch_onnx_and_onnx_runtime():
     assert done.stdout.strip() == "[]"
 
 
-def test_what_the_real_library_says_is_heard():
+def test_messages_of_the_real_library_are_reported():
     """TensorRT-RTX itself, which refuses a file that is no engine without needing a GPU for it."""
     library = Library("tensorrt-rtx")
     assert library.version == tensorrt_rtx.__version__

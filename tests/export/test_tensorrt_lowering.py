@@ -1,4 +1,4 @@
-"""Lowered graphs say the same as the portable ones, and TensorRT's parser takes them for what they are."""
+"""Graphs lowered for TensorRT compute the same as the portable graphs, and TensorRT parses them."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_what_the_builder_refuses_is_passed_on(tiny_gpu_bundle: Path, tmp_path: 
         )
 
 
-def test_a_full_disk_is_said(tiny_gpu_bundle: Path):
+def test_a_full_disk_is_an_error(tiny_gpu_bundle: Path):
     source = load_bundle(tiny_gpu_bundle).path("embed", "fp16")
     order = EngineOptions(["8.9"], [Profile("default", {"rows": (1, 2, 4), "tokens": (1, 1, 4)})])
     with pytest.raises(OSError, match="No space left"):

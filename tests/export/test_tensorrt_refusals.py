@@ -1,4 +1,4 @@
-"""What engines cannot do is refused before anything is enqueued, with what was found and the cure."""
+"""Requests that engines do not support are errors before anything is enqueued."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_session_that_is_full_says_so_before_it_writes(opened: Janus, machine:
         (lambda m, built: m.update(room=1000), "cudaErrorMemoryAllocation"),
     ],
 )
-def test_engines_that_cannot_run_here_are_refused_with_the_cure(
+def test_engines_that_cannot_run_on_this_gpu_are_errors_with_a_hint(
     machine: Any, built_bundle: Path, tmp_path: Path, change: Any, said: str
 ):
     folder = shutil.copytree(built_bundle, tmp_path / "bundle")

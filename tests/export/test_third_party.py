@@ -1,4 +1,4 @@
-"""Strangers' components become graphs: without knowing ONNX, or by saying how where it lacks an operator."""
+"""Third-party components are exported: without code for ONNX, or with translations of their own operators."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def build(plugins: Plugins, file: Path, *overrides: str) -> JanusModel:
 
 
 @torch.no_grad()
-def assert_reads_alike(model: JanusModel, lower: Lower) -> None:
+def assert_same_embeddings(model: JanusModel, lower: Lower) -> None:
     """Compare the graph `understand` with torch, for as many images as it was not traced with."""
     spec = model.understanding.encoder.pixels
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, spec.height, spec.width), np.uint8)
@@ -102,7 +102,7 @@ def assert_reads_alike(model: JanusModel, lower: Lower) -> None:
 def test_an_encoder_that_knows_nothing_of_onnx(plugins: Plugins, lower: Lower):
     encoder = "understanding.encoder"
     sizes = (f"{encoder}.height=32", f"{encoder}.width=64")
-    assert_reads_alike(build(plugins, EXAMPLE, f"{encoder}=efficientnet-lite0", *sizes), lower)
+    assert_same_embeddings(build(plugins, EXAMPLE, f"{encoder}=efficientnet-lite0", *sizes), lower)
 
 
 def test_siglip2_which_transformers_feeds_images_one_by_one(plugins: Plugins, lower: Lower):
@@ -110,10 +110,10 @@ def test_siglip2_which_transformers_feeds_images_one_by_one(plugins: Plugins, lo
     sizes = "hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 48"
     family = f"{{model_type: siglip2_vision_model, {sizes}, patch_size: 8, num_patches: 16}}"
     words = ("understanding.encoder=hf-vision", f"understanding.encoder.config={family}")
-    assert_reads_alike(build(plugins, EXAMPLE, *words), lower)
+    assert_same_embeddings(build(plugins, EXAMPLE, *words), lower)
 
 
-def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_the_cure(
+def test_an_operator_without_translation_is_an_error_with_its_module_and_a_hint(
     plugins: Plugins, strange: Path, lower: Lower
 ):
     model = build(plugins, strange, "understanding.encoder=fold")
@@ -128,7 +128,7 @@ def test_an_operator_that_onnx_lacks_is_named_with_its_module_and_the_cure(
 def test_a_component_can_say_how_its_operator_is_written_in_onnx(
     plugins: Plugins, strange: Path, lower: Lower
 ):
-    assert_reads_alike(build(plugins, strange, "understanding.encoder=fold-onnx"), lower)
+    assert_same_embeddings(build(plugins, strange, "understanding.encoder=fold-onnx"), lower)
 
 
 class Bringing(torch.nn.Module):

@@ -35,7 +35,7 @@ needs_bundle = pytest.mark.slow  # its export takes as long as that of a whole m
 
 
 @pytest.fixture
-def checkpoint(shared: Path, made: Any) -> Path:
+def checkpoint(shared: Path, filled_once: Any) -> Path:
     def write(folder: Path) -> None:
         torch.manual_seed(0)
         config = resolve(load("model/tiny", ["together=[understanding]"]), ModelConfig)
@@ -45,13 +45,13 @@ def checkpoint(shared: Path, made: Any) -> Path:
                 torch.nn.init.normal_(weight, std=0.3)
         save(assembly, folder)
 
-    return made(shared / "together_checkpoint", write)
+    return filled_once(shared / "together_checkpoint", write)
 
 
 @pytest.fixture
-def bundle(shared: Path, checkpoint: Path, made: Any) -> Path:
+def bundle(shared: Path, checkpoint: Path, filled_once: Any) -> Path:
     config = ExportConfig(variants=["fp32"])
-    return made(shared / "together_bundle", lambda folder: export(checkpoint, folder, config))
+    return filled_once(shared / "together_bundle", lambda folder: export(checkpoint, folder, config))
 
 
 @pytest.fixture

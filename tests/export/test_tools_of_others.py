@@ -1,4 +1,4 @@
-"""Graphs of a bundle go through the tools that people use on ONNX files, and compute the same afterwards."""
+"""Graphs of a bundle compute the same after processing by common ONNX tools."""
 
 from __future__ import annotations
 

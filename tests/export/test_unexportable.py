@@ -1,4 +1,4 @@
-"""What cannot become a graph says which layer it is, why, and what to do."""
+"""Errors of layers that cannot be exported name the layer and the reason."""
 
 from __future__ import annotations
 

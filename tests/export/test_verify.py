@@ -1,4 +1,4 @@
-"""Every gate passes a sound bundle, and fails one in which something was changed that it is there to find."""
+"""Every gate passes for an unchanged bundle, and fails for a bundle with the error that the gate detects."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_weights_are_hashed_before_anything_is_compared(workshop: Any):
         workshop.verify("graphs")
 
 
-def test_a_gate_that_is_asked_for_must_have_something_to_check(workshop: Any):
+def test_a_selected_gate_that_does_not_apply_is_an_error(workshop: Any):
     workshop.claim(quantization=INT8)
     report = workshop.verify("sizes", "answer")
     assert not report.passed

@@ -1,4 +1,4 @@
-"""`verify --runtime tensorrt`: engines are proven like graphs, and a manifest says on what they ran."""
+"""`verify --runtime tensorrt`: engines are verified like graphs, and the manifest records the GPU."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_failure_is_recorded_and_is_no_execution(
     assert not manifest["built"][key]["executed"]
 
 
-def test_what_only_goes_wrong_while_nobody_waits_is_found(
+def test_a_staging_buffer_reused_too_early_is_detected(
     machine: Any, built_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """One staging buffer for all steps: whoever listens waits after every step, and so hides it."""

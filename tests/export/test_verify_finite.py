@@ -1,4 +1,4 @@
-"""Every gate that computes fails on NaN and infinities, wherever they lie."""
+"""Every gate that computes fails on NaN and infinity, at any position."""
 
 from __future__ import annotations
 

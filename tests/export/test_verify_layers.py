@@ -1,4 +1,4 @@
-"""Verifying layer by layer: a sound bundle passes, a changed layer is named, and little memory is taken."""
+"""Verification by layers: an unchanged bundle passes, a changed layer is named, and peak memory is small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precisions below float32: every graph is compared, within what its own rounding does to numbers."""
+"""Verification of precisions below float32: every graph is compared, within the error of its rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Those who write into one bundle at the same time: exports, results of commands; and behind a link."""
+"""Concurrent writers of a bundle: exports and commands, also through a symbolic link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adaptors and the image head: their keys, their widths, their arithmetic."""
+"""Adaptors and the image head: weight names, dimensions and results."""
 
 from __future__ import annotations
 

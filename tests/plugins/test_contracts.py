@@ -1,4 +1,4 @@
-"""Our own components, held to their slots' contracts by the classes that other authors use."""
+"""The built-in components, tested by the contract classes that plugin authors use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that transformers wrote, opened through our parts: as they describe themselves, or refused."""
+"""Folders that transformers wrote: a component has the options of their configs, or is an error."""
 
 from __future__ import annotations
 

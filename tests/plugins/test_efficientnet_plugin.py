@@ -22,7 +22,7 @@ def with_example(plugins: Plugins) -> Plugins:
     return plugins
 
 
-def test_the_file_announces_one_encoder(with_example: Plugins) -> None:
+def test_the_file_declares_one_encoder(with_example: Plugins) -> None:
     assert "efficientnet-lite0" in with_example.names("understanding_encoders")
 
 
@@ -60,7 +60,7 @@ def test_released_weights_recognise_a_flower(with_example: Plugins) -> None:
     assert build.reports[0].unexpected_keys == ["_fc.bias", "_fc.weight"]
 
 
-def test_without_the_package_the_cure_is_named(
+def test_without_the_package_the_error_has_a_hint(
     with_example: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = with_example.entry("understanding_encoders", "efficientnet-lite0")

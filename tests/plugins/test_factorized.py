@@ -56,7 +56,7 @@ def test_default_sizes_are_those_of_the_published_l_model() -> None:
     assert sum(p.numel() for p in head.parameters()) == 3 * layer + 1280 * (1 + 64 + 64 + 4096)
 
 
-def test_learns_a_code_from_the_code_before_it() -> None:
+def test_the_second_code_is_predicted_from_the_first() -> None:
     """The second follows from the first, which the hidden state says nothing about."""
     head = make().train()
     optimizer = torch.optim.AdamW(head.parameters(), 1e-2)

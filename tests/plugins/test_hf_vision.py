@@ -111,7 +111,7 @@ def test_sides_that_patches_do_not_divide_lose_their_rest(family: str) -> None:
     assert encoder.grid(37, 50) == (4, 6)
 
 
-def test_aimv2s_table_learns_from_images_of_another_size() -> None:
+def test_aimv2s_position_table_is_trained_at_another_image_size() -> None:
     encoder = encoder_of("aimv2_vision_model")
     encoder(torch.randn(1, 3, 48, 24)).square().sum().backward()
     gradient = encoder.model.embeddings.position_embedding.weight.grad

@@ -124,7 +124,7 @@ def own_name(family: str, name: str) -> str:
     return name
 
 
-def made(family: str) -> HfVisionEncoder:
+def random_encoder(family: str) -> HfVisionEncoder:
     torch.manual_seed(0)
     size = {"num_patches": 16} if family == "siglip2_vision_model" else {"image_size": 32}
     encoder = HfVisionEncoder(HfVisionConfig(config={"model_type": family, **SIZES, **size})).eval()
@@ -135,7 +135,7 @@ def made(family: str) -> HfVisionEncoder:
 
 def published(family: str, folder: Path) -> HfVisionEncoder:
     """Write a folder as the hub holds one, and return the encoder whose weights are in it."""
-    source = made(family)
+    source = random_encoder(family)
     layers, inside, outside, besides = PUBLISHED[family]
     names = [*outside, *(f"{layers}.{n}.{name}" for n in range(3) for name in inside)]
     own = source.model.state_dict()

@@ -90,7 +90,7 @@ def test_one_exported_program_paints_any_number_of_images() -> None:
 
 
 @torch.no_grad()
-def test_a_model_that_learns_around_it_leaves_its_codes_alone() -> None:
+def test_training_the_model_does_not_change_the_codes() -> None:
     tokenizer = tokenizer_of()
     pixels = torch.rand(2, 3, 8, 12) * 2 - 1
     codes, state = tokenizer.encode(pixels), {k: v.clone() for k, v in tokenizer.state_dict().items()}
@@ -172,7 +172,7 @@ def test_what_the_authors_published_is_read(tmp_path: Path) -> None:
     torch.testing.assert_close(read.state_dict(), source.state_dict())
 
 
-def test_what_is_missing_or_foreign_in_a_file_is_said(tmp_path: Path) -> None:
+def test_missing_and_unexpected_weights_are_errors(tmp_path: Path) -> None:
     tokenizer_of().model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["decoder.conv_in.weight"]
@@ -200,9 +200,7 @@ def test_what_is_missing_or_foreign_in_a_file_is_said(tmp_path: Path) -> None:
         ({**KEYS, "embed_dim": 8}, "latent_channels 4 and embed_dim 8"),
     ],
 )
-def test_configs_that_are_no_tokenizer_here_are_errors_with_the_cure(
-    keys: dict[str, Any], message: str
-) -> None:
+def test_unsupported_tokenizer_configs_are_errors_with_a_hint(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         HfVqTokenizer(HfVqConfig(config=keys))
 

@@ -1,4 +1,4 @@
-"""Encoders side by side: what each sees and gives, alone and in company, and which of them learns."""
+"""`joined`: the input and features of each encoder, alone and joined, and training one of them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_does_not_go_together_is_an_error(
         joined(plugins, *encoders, **options)
 
 
-def test_how_all_are_resized_can_be_said(plugins: Plugins) -> None:
+def test_an_option_sets_the_resizing_of_all_encoders(plugins: Plugins) -> None:
     other = {**SIGLIP, "pixels": {"height": 32, "width": 32, "resize": "stretch", "fill": [1, 2, 3]}}
     both = joined(plugins, other, SIGLIP, resize="letterbox")
     assert (both.pixels.resize, both.pixels.fill) == ("letterbox", (1, 2, 3))

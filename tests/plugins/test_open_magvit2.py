@@ -210,7 +210,7 @@ def test_upsampling_spreads_depth_over_space() -> None:
 
 
 @torch.no_grad()
-def test_adaptive_norm_is_told_spread_and_mean_of_the_latents() -> None:
+def test_adaptive_norm_gets_spread_and_mean_of_the_latents() -> None:
     torch.manual_seed(0)
     tokenizer = make()
     latents = torch.randn(2, 5, 4, 6)

@@ -1,4 +1,4 @@
-"""A folder that brings code of its own is refused, and its code is not run, nor anybody asked."""
+"""A folder with remote code is an error; the code is neither run nor offered to run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Older and present keys of rotary embeddings, and other keys of which one overrules another."""
+"""Old and new config keys of rotary embeddings, and other keys of which one overrides another."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def load(encoder: SiglipEncoder, weights: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture
-def theirs() -> SiglipVisionModel:
+def reference() -> SiglipVisionModel:
     torch.manual_seed(0)
     model = SiglipVisionModel(SiglipVisionConfig(**THEIRS)).eval()
     for weight in model.parameters():
@@ -101,8 +101,8 @@ def test_the_published_size_has_the_published_number_of_parameters() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("format_name", ["own", "siglip", "two towers", "janus", "timm", "published"])
-def test_reads_each_format_and_equals_transformers(theirs: SiglipVisionModel, format_name: str) -> None:
-    state = theirs.state_dict()
+def test_reads_each_format_and_equals_transformers(reference: SiglipVisionModel, format_name: str) -> None:
+    state = reference.state_dict()
     encoder = SiglipEncoder(SiglipConfig(**TINY)).eval()
     offered = {
         "own": {f"model.{name}": weight for name, weight in state.items()},
@@ -124,7 +124,7 @@ def test_reads_each_format_and_equals_transformers(theirs: SiglipVisionModel, fo
     load(encoder, offered)
 
     pixels = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(encoder(pixels), theirs(pixels).last_hidden_state)
+    torch.testing.assert_close(encoder(pixels), reference(pixels).last_hidden_state)
 
 
 TIMM: dict[str, Any] = {
@@ -136,17 +136,17 @@ TIMM: dict[str, Any] = {
 
 @torch.inference_mode()
 def test_a_folder_of_timms_is_read_as_it_describes_itself(
-    theirs: SiglipVisionModel, tmp_path: Path, plugins: Plugins
+    reference: SiglipVisionModel, tmp_path: Path, plugins: Plugins
 ) -> None:
     save_file(
-        {n: w.contiguous() for n, w in timm_names(theirs.state_dict()).items()}, tmp_path / "a.safetensors"
+        {n: w.contiguous() for n, w in timm_names(reference.state_dict()).items()}, tmp_path / "a.safetensors"
     )
     (tmp_path / "config.json").write_text(json.dumps(TIMM))
     sizes = {key: TINY[key] for key in ("layers", "intermediate", "patch_size", "image_size")}
     config = SiglipConfig(pretrained=str(tmp_path), **sizes)
     encoder: Any = ModelBuilder(plugins)(ComponentSpec("understanding_encoders", "siglip", config)).eval()
     pixels = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(encoder(pixels), theirs(pixels).last_hidden_state)
+    torch.testing.assert_close(encoder(pixels), reference(pixels).last_hidden_state)
     assert (encoder.pixels.mean, encoder.pixels.std) == ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
     for wrong in ({"heads": 4}, {"activation": "gelu_pytorch_tanh"}, {"feature_dim": 32}):
         with pytest.raises(DescriptionError, match=f"{next(iter(wrong))}: found .*, expected"):
@@ -184,26 +184,26 @@ def test_a_whole_siglip_saved_by_transformers_is_read() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(16, 16), (24, 12), (18, 21)])
 def test_positions_are_interpolated_as_transformers_does(
-    theirs: SiglipVisionModel, size: tuple[int, int]
+    reference: SiglipVisionModel, size: tuple[int, int]
 ) -> None:
     encoder = SiglipEncoder(SiglipConfig(**TINY)).eval()
-    load(encoder, theirs.state_dict())
+    load(encoder, reference.state_dict())
     pixels = torch.randn(1, 3, *size)
 
     features = encoder(pixels)
 
     assert features.shape == (1, math.prod(encoder.grid(*size)), 16)
-    wanted = theirs(pixels, interpolate_pos_encoding=True).last_hidden_state
+    wanted = reference(pixels, interpolate_pos_encoding=True).last_hidden_state
     torch.testing.assert_close(features, wanted)
 
 
 @torch.inference_mode()
-def test_a_position_table_of_another_size_is_brought_to_this_one(theirs: SiglipVisionModel) -> None:
+def test_a_position_table_of_another_size_is_interpolated(reference: SiglipVisionModel) -> None:
     encoder = SiglipEncoder(SiglipConfig(**{**TINY, "image_size": 24})).eval()
-    load(encoder, theirs.state_dict())
+    load(encoder, reference.state_dict())
     pixels = torch.randn(1, 3, 24, 24)
 
-    wanted = theirs(pixels, interpolate_pos_encoding=True).last_hidden_state
+    wanted = reference(pixels, interpolate_pos_encoding=True).last_hidden_state
 
     torch.testing.assert_close(encoder(pixels), wanted, atol=1e-5, rtol=1e-4)
 
@@ -211,29 +211,29 @@ def test_a_position_table_of_another_size_is_brought_to_this_one(theirs: SiglipV
 @torch.inference_mode()
 @pytest.mark.parametrize(("select", "kept"), [(-1, 3), (-2, 2), (1, 1), (2, 2), (0, 3), (9, 3)])
 def test_select_layer_keeps_the_first_blocks_and_the_final_norm(
-    theirs: SiglipVisionModel, select: int, kept: int
+    reference: SiglipVisionModel, select: int, kept: int
 ) -> None:
     encoder = SiglipEncoder(SiglipConfig(**TINY, select_layer=select)).eval()
-    load(encoder, theirs.state_dict())  # the blocks that were cut are passed over
+    load(encoder, reference.state_dict())  # the blocks that were cut are passed over
     pixels = torch.randn(1, 3, 16, 16)
 
-    theirs.encoder.layers = theirs.encoder.layers[:kept]
+    reference.encoder.layers = reference.encoder.layers[:kept]
 
     assert len(encoder.model.encoder.layers) == kept
-    torch.testing.assert_close(encoder(pixels), theirs(pixels).last_hidden_state)
+    torch.testing.assert_close(encoder(pixels), reference(pixels).last_hidden_state)
 
 
-def test_a_tower_of_more_blocks_is_refused(theirs: SiglipVisionModel) -> None:
+def test_a_tower_of_more_blocks_is_refused(reference: SiglipVisionModel) -> None:
     encoder = SiglipEncoder(SiglipConfig(**{**TINY, "layers": 2}))
-    outcome = load_weights(encoder, encoder.read_pretrained(theirs.state_dict()))
+    outcome = load_weights(encoder, encoder.read_pretrained(reference.state_dict()))
     assert outcome.unexpected
     assert all(name.startswith("model.encoder.layers.2.") for name in outcome.unexpected)
 
 
-def test_the_ids_in_old_files_are_passed_over(theirs: SiglipVisionModel) -> None:
+def test_the_ids_in_old_files_are_passed_over(reference: SiglipVisionModel) -> None:
     load(
         SiglipEncoder(SiglipConfig(**TINY)),
-        {**theirs.state_dict(), "embeddings.position_ids": torch.arange(16)},
+        {**reference.state_dict(), "embeddings.position_ids": torch.arange(16)},
     )
 
 

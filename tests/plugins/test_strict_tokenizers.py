@@ -1,4 +1,4 @@
-"""Tokenizers refuse weights of theirs that they lack a layer for; what is of no use, they pass over."""
+"""Image tokenizers: weights of layers that the config lacks are errors; unused weights are skipped."""
 
 from __future__ import annotations
 

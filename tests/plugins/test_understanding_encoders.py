@@ -1,4 +1,4 @@
-"""What every understanding encoder owes: its claims of width and number of tokens hold at any size."""
+"""Every understanding encoder: declared feature_dim and number of features are true at any image size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compact tokenizer: shapes, half precision, and a codebook that comes alive and stays so."""
+"""The image tokenizer `vq`: shapes, half precision, and use of the codebook during training."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_codebook_waits_then_starts_from_the_latents() -> None:
     assert near > (latents @ before.T).max(-1).values.mean()
 
 
-def test_learns_and_uses_its_codes() -> None:
+def test_training_lowers_the_loss_and_uses_the_codebook() -> None:
     tokenizer = make()
     told = train(tokenizer, 80)
     assert told[-1] < 0.5 * told[0]

@@ -119,7 +119,7 @@ def test_a_transformers_tokenizer_of_conditions_is_not_taken_for_the_images(
     torch.testing.assert_close(target.state_dict(), source.state_dict())
 
 
-def test_weights_without_a_codebook_or_a_decoder_are_errors_that_say_what_to_offer(
+def test_weights_without_a_codebook_or_a_decoder_are_errors_with_a_hint(
     taming_weights: Published,
 ) -> None:
     tokenizer = tiny()

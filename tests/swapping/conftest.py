@@ -1,4 +1,4 @@
-"""Every built-in part of a model as one would type it, which of them fit together, and rows that pair them.
+"""All built-in model components as overrides, rules of which fit together, and rows that cover all pairs.
 
 A new part is one line in its table below; `test_table.py` fails until it is there.
 """
@@ -224,7 +224,7 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def asked(rule: Rule) -> list[str]:
+def dimensions_of(rule: Rule) -> list[str]:
     """Return the dimensions that a rule is about."""
     return list(inspect.signature(rule).parameters)
 
@@ -232,8 +232,8 @@ def asked(rule: Rule) -> list[str]:
 def broken(labels: dict[str, str]) -> list[Rule]:
     """Return the rules that labels of some dimensions break; one that asks for others too is left out."""
     options = {name: TABLES[name][label] for name, label in labels.items()}
-    known = [rule for rule in RULES if options.keys() >= set(asked(rule))]
-    return [rule for rule in known if not rule(**{name: options[name] for name in asked(rule)})]
+    known = [rule for rule in RULES if options.keys() >= set(dimensions_of(rule))]
+    return [rule for rule in known if not rule(**{name: options[name] for name in dimensions_of(rule)})]
 
 
 @dataclass(frozen=True)

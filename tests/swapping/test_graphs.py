@@ -1,4 +1,4 @@
-"""Every two parts that fit together, as graphs: what ONNX Runtime makes of them is what torch does.
+"""Every pair of components that fit together, exported: ONNX Runtime computes the same as torch.
 
 A graph holds some of a model's parts. Rows that share those share its trace, which is what takes long, and
 each puts its own weights into it: the numbers are those of the row's whole model, always.
@@ -33,7 +33,7 @@ TOKENS, CAPACITY = 40, 48  # longer than the windows of the backbones
 LOWERED: dict[tuple[str, ...], ir.Model] = {}  # by a graph's name and its parts
 
 
-def given(model: JanusModel) -> dict[str, Arrays]:
+def graph_inputs(model: JanusModel) -> dict[str, Arrays]:
     """Inputs of graphs other than the backbone's, of more rows and images than they are traced with."""
     chance, path, spec = np.random.default_rng(0), model.generation, model.understanding.encoder.pixels
     rows, images = 6, 3
@@ -70,7 +70,7 @@ def in_torch(graph: Graph, inputs: Arrays) -> list[np.ndarray]:
     return [x.numpy() for x in (found if isinstance(found, tuple) else (found,))]
 
 
-def in_pieces(session: onnxruntime.InferenceSession, graph: Graph, x: np.ndarray) -> np.ndarray:
+def in_chunks(session: onnxruntime.InferenceSession, graph: Graph, x: np.ndarray) -> np.ndarray:
     """Run the backbone's graph on x (R, T, D) in two pieces, through a cache whose free slots are spoilt."""
     pasts = [slot for slot in graph.inputs if slot.name.startswith("past_")]
     shapes = [[n if isinstance(n, int) else CAPACITY for n in slot.shape[1:]] for slot in pasts]
@@ -103,7 +103,7 @@ def assert_graphs_are_the_model(row: Any, plugins: Plugins, made_of: Mapping[str
     model, _ = row.build(plugins)
     model.eval()
     ranges = Ranges.of(context=model.backbone.context, capacity=64)
-    inputs = given(model)
+    inputs = graph_inputs(model)
     graphs = {graph.name: graph for graph in declare(model, ranges)}
     wanted = {name: in_torch(graphs[name], arrays) for name, arrays in inputs.items()}
     x = torch.randn(2, TOKENS, model.backbone.hidden_size, generator=torch.Generator().manual_seed(1))
@@ -124,7 +124,7 @@ def assert_graphs_are_the_model(row: Any, plugins: Plugins, made_of: Mapping[str
                 value.const_value = ir.tensor(weights[own], name=place)
         session = onnxruntime.InferenceSession(ir.to_proto(LOWERED[key]).SerializeToString())
         if name == "backbone":
-            assert_same(in_pieces(session, graph, x.numpy()), states, name)
+            assert_same(in_chunks(session, graph, x.numpy()), states, name)
             continue
         outputs = session.run(None, inputs[name])
         if graph.is_measured:  # export adds the magnitude of the pixels

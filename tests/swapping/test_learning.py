@@ -1,4 +1,4 @@
-"""Any parts that fit together, chosen by words on the command line alone, learn together."""
+"""Components that fit together, selected on the command line, are trained together."""
 
 from __future__ import annotations
 

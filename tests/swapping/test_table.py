@@ -1,4 +1,4 @@
-"""The table of parts is complete and true, and its rows leave no pair out."""
+"""The table of components is complete, its rules are correct, and its rows cover all pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from janus_plugins.understanding_encoders.hf_vision import FAMILIES
 
 
 def test_every_built_in_part_is_in_the_table(table: ModuleType, plugins: Plugins):
-    """A component that pyproject announces for one of these slots is tried with all others, or this fails."""
+    """Every component that pyproject.toml declares for these slots is in the table."""
     for dimension, (_, slot) in table.PLACES.items():
         said = [yaml.safe_load(option.words) for option in table.TABLES[dimension].values()]
         tried = {one["name"] if isinstance(one, dict) else one for one in said}
@@ -37,7 +37,7 @@ def test_every_two_parts_that_fit_meet_in_a_row(table: ModuleType):
 def test_a_rule_leaves_out_nothing_but_what_is_refused(table: ModuleType, plugins: Plugins):
     """Else it could hide a combination that ought to work."""
     for rule in table.RULES:
-        names = table.asked(rule)
+        names = table.dimensions_of(rule)
         every = [
             dict(zip(names, one, strict=True)) for one in product(*(table.TABLES[name] for name in names))
         ]

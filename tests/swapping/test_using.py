@@ -1,4 +1,4 @@
-"""What was put together from parts is used like any model: from Python, from the command line, from disk."""
+"""A model of selected components works in Python, on the command line, and after saving."""
 
 from __future__ import annotations
 

@@ -68,10 +68,10 @@ def tiny(**backbone: Any) -> dict[str, Any]:
 def make() -> Callable[..., Made]:
     """Make a random model with its processor; the same each time."""
 
-    def made(**backbone: Any) -> Made:
+    def build(**backbone: Any) -> Made:
         torch.manual_seed(0)
         assembly = ModelAssembly.from_config(resolve(tiny(**backbone), ModelConfig))
         assembly.model.eval()
         return assembly
 
-    return made
+    return build

@@ -141,7 +141,7 @@ def test_weights_of_eight_bits_are_compared_too(
     assert [message.rpartition(": ")[2] for message in caplog.messages] == ["spoiled"]
 
 
-def test_a_loop_that_nobody_offers_is_not_written(source: Path, tmp_path: Path) -> None:
+def test_an_unregistered_sampler_is_not_written(source: Path, tmp_path: Path) -> None:
     code, said = typed(source, tmp_path / "new", "text_sampler=nope")
     assert code == 2
     assert "no text sampler is called 'nope'" in said

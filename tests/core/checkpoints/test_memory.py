@@ -1,4 +1,4 @@
-"""How much memory checkpoints cost: anonymous memory, since mapped files are the system's to drop."""
+"""The anonymous memory that saving and loading checkpoints takes; memory-mapped files do not count."""
 
 from __future__ import annotations
 

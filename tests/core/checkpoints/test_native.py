@@ -1,4 +1,4 @@
-"""Our own checkpoints: what is saved is what is loaded, and nothing is ever half-written."""
+"""Native checkpoints: loading returns what was saved, and no checkpoint is ever half-written."""
 
 from __future__ import annotations
 
@@ -275,7 +275,9 @@ def test_names_the_plugin_that_is_not_here(make: Make, tmp_path: Path) -> None:
         ModelAssembly.from_checkpoint(tmp_path / "model")
 
 
-def test_a_name_that_a_stranger_took_since_means_the_recorded_component(make: Make, tmp_path: Path) -> None:
+def test_a_name_that_another_distribution_took_later_selects_the_recorded_component(
+    make: Make, tmp_path: Path
+) -> None:
     assembly = make()
     save(assembly, tmp_path / "model")
     name = assembly.model.config.backbone.name

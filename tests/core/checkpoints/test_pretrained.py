@@ -1,4 +1,4 @@
-"""Weights from elsewhere for one part: found, fitted, and told of."""
+"""Pretrained weights of single components: found, loaded and reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploading to a stand-in for the hub: a server on this machine that huggingface_hub speaks to."""
+"""Uploading to a stand-in for the hub: a server on this machine, called by huggingface_hub."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_a_run_is_not_uploaded(hub: Hub, folder: Path) -> None:
     assert not hub.repositories
 
 
-def test_a_refusal_of_the_hub_says_what_to_check(
+def test_an_error_of_the_hub_says_what_to_check(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")

@@ -1,4 +1,4 @@
-"""Nothing is written that cannot be opened, and what is derived from a config follows its changes."""
+"""Every written checkpoint can be opened, and values derived from a config follow its changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anybody's weight files: read lazily, and refused with a reason when they are damaged."""
+"""Weight files of any origin: read lazily; damaged files are errors with a reason."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def sharded(folder: Path, tensors: dict[str, Tensor], suffix: str) -> Path:
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "pytorch_model.bin", "vq_ds16_c2i.pt", "any.safetensors", "last.ckpt"]
 )
-def test_reads_a_single_file_and_the_folder_it_lies_in(
-    name: str, tensors: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_reads_a_single_file_and_its_folder(name: str, tensors: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / name
     save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(OrderedDict(tensors), path)
     assert same(path, tensors)

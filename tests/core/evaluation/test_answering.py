@@ -1,4 +1,4 @@
-"""Evaluations with answers continue, and refuse the ledger of another evaluation."""
+"""Evaluations with answers continue; the ledger of another evaluation is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `eval`: results.json and the table, refusals before a model is loaded, the ledger's check."""
+"""The command `eval`: results.json and the table, errors before a model is loaded, the ledger's check."""
 
 from __future__ import annotations
 

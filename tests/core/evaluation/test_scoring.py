@@ -68,7 +68,7 @@ def test_the_option_of_an_answer(answer: str, letter: str | None):
     assert chosen_option(answer, OPTIONS) == letter
 
 
-def test_options_of_the_same_text_are_not_told_apart_by_it():
+def test_options_of_equal_text_are_matched_by_letter():
     assert chosen_option("dog", {"A": "dog", "B": "the dog"}) is None
     assert chosen_option("B", {"A": "dog", "B": "the dog"}) == "B"
 

@@ -1,4 +1,4 @@
-"""Processors on the reference tokenizer, and what tests ask of them."""
+"""Processors with the reference tokenizer."""
 
 from __future__ import annotations
 

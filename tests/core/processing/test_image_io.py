@@ -1,4 +1,4 @@
-"""Every kind of image that people bring: the right colours, or an error that says what to do."""
+"""Image files of all modes and formats: the right colours, or an error that says what to do."""
 
 import io
 import struct

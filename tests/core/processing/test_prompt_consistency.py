@@ -1,4 +1,4 @@
-"""What is trained and what is asked for: one rendering, whatever a chat template does.
+"""Training samples and prompts are rendered equally, whatever a chat template does.
 
 The templates are written for this file; each has the structure of a known family.
 """

@@ -1,4 +1,4 @@
-"""What is learned, where images lie, and what nobody may slip in."""
+"""Sequences: labels, positions of images, and special tokens in user text."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Text that comes token by token is the text that comes at once, and never half a letter."""
+"""Streamed text is the text that is decoded at once, and contains no incomplete character."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tokenizers from files: special tokens by string, what is added, what is refused, and back to files."""
+"""Tokenizers from files: special tokens by string, added tokens, errors, and saving."""
 
 import json
 import shutil

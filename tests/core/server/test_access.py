@@ -1,4 +1,4 @@
-"""Who may use a server, what it logs, and where it fetches images from."""
+"""Access to a server: API keys and hosts, its log, and the addresses of images that it fetches."""
 
 from __future__ import annotations
 

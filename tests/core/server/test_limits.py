@@ -1,4 +1,4 @@
-"""What a server refuses before it computes anything, and what it gives up when its client does."""
+"""Limits of a server: errors before anything is computed, deadlines, and cancelled connections."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(start: Any):
     connection.close()
 
 
-def test_a_full_queue_is_said_with_the_time_to_wait(served: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_queue_is_an_error_with_the_time_to_wait(served: Any, monkeypatch: pytest.MonkeyPatch):
     submitted: list[Job] = []
     submit = served.service.engine.submit
 

@@ -52,7 +52,7 @@ def test_the_client_streams_answers_and_images(served: Any, tiny_janus: Janus):
         (None, lambda client: client.model(), "janus-modular serve MODEL"),
     ],
 )
-def test_the_client_says_what_the_server_said(
+def test_the_client_raises_the_message_of_the_server(
     settings: dict[str, Any] | None, call: Any, message: str, start: Any, tmp_path: Path
 ):
     if settings and settings.pop("keys", False):

@@ -1,4 +1,4 @@
-"""Drawings in a journal: a process that is killed loses none, and an id stands for one image."""
+"""The journal of drawings: a killed process loses no drawing, and an id stands for one image."""
 
 from __future__ import annotations
 

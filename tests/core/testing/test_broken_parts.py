@@ -1,4 +1,4 @@
-"""Parts of a model that break one promise each: the check of that promise fails, and says what is wrong."""
+"""Model components that each violate one rule: the check of this rule fails with a reason."""
 
 from __future__ import annotations
 

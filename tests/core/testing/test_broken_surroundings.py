@@ -1,4 +1,4 @@
-"""Samplers, trackers, formats and runtimes that break one promise each: the check of that promise fails."""
+"""Samplers, trackers, formats and runtimes that each violate one rule: the check of this rule fails."""
 
 from __future__ import annotations
 

@@ -79,26 +79,26 @@ def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "REGISTERED", ours)
 
 
-def told(*words: str) -> tuple[int, dict[str, dict]]:
+def check_as_json(*words: str) -> tuple[int, dict[str, dict]]:
     done = CliRunner().invoke(app, ["plugins", "check", *words, "--json"])
     return done.exit_code, {one["check"]: one for one in json.loads(done.stdout)["checks"]}
 
 
 def test_a_component_is_checked_by_its_name() -> None:
-    code, checks = told("vit")
+    code, checks = check_as_json("vit")
     assert code == 0
     assert checks["batch_invariance"]["outcome"] == "passed"
     assert checks["sharding"]["note"] == "it is slow: run it with --slow"
 
 
-def test_a_broken_promise_ends_with_code_1_and_is_said(tmp_path: Path) -> None:
+def test_a_failed_check_is_printed_with_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "mixes.py").write_text(MIXES)
     file = ("--plugin", str(tmp_path / "mixes.py"))
-    code, checks = told("mixes", *file)
+    code, checks = check_as_json("mixes", *file)
     assert code == 1
     assert [name for name, one in checks.items() if one["outcome"] == "failed"] == ["batch_invariance"]
     assert "row 0 alone and in a batch" in checks["batch_invariance"]["note"]
-    code, _ = told("mixes", "strength=0", *file)  # an option is the component's
+    code, _ = check_as_json("mixes", "strength=0", *file)  # an option is the component's
     assert code == 0
     table = CliRunner().invoke(app, ["plugins", "check", "mixes", *file])
     assert table.exit_code == 1
@@ -108,13 +108,13 @@ def test_a_broken_promise_ends_with_code_1_and_is_said(tmp_path: Path) -> None:
 def test_a_head_is_checked_for_several_codes_unless_it_refuses_them(tmp_path: Path) -> None:
     (tmp_path / "same.py").write_text(ONE_CODE_ONLY)
     file = ("--plugin", str(tmp_path / "same.py"))
-    code, checks = told("same", *file)
+    code, checks = check_as_json("same", *file)
     assert code == 1
     assert [name for name, one in checks.items() if one["outcome"] == "failed"] == ["head_order"]
-    code, checks = told("same", "refuses=true", *file)
+    code, checks = check_as_json("same", "refuses=true", *file)
     assert code == 0
     assert checks["head_order"]["outcome"] == "skipped"
-    code, checks = told("factorized")
+    code, checks = check_as_json("factorized")
     assert code == 0
     assert checks["head_order"]["outcome"] == "passed"
 

@@ -1,4 +1,4 @@
-"""Checks find what they are for: each broken promise is a failure that names it."""
+"""Each check fails for a component that violates its rule."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Branches(Encoder):
         return x if float(pixels.sum()) > 0 else -x
 
 
-def made(encoder: type[Encoder]) -> Callable[[], tuple[Encoder, Tensor]]:
+def factory(encoder: type[Encoder]) -> Callable[[], tuple[Encoder, Tensor]]:
     return lambda: (encoder(), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
 
 
@@ -126,7 +126,7 @@ def outcomes(encoder: type[Encoder]) -> dict[str, str]:
     checks = [
         one for one in checks_of("understanding_encoders") if not one.slow and one.name != "onnx_parity"
     ]
-    results = [run_check(check, made(encoder), slot="understanding_encoders") for check in checks]
+    results = [run_check(check, factory(encoder), slot="understanding_encoders") for check in checks]
     return {result.check: result.outcome for result in results}
 
 
@@ -150,7 +150,7 @@ def test_a_good_encoder_passes_them_all() -> None:
         (Branches, {"exports", "meta_device"}),
     ],
 )
-def test_a_broken_promise_is_found(encoder: type[Encoder], broken: set[str]) -> None:
+def test_a_violated_interface_fails_its_check(encoder: type[Encoder], broken: set[str]) -> None:
     found = {name for name, outcome in outcomes(encoder).items() if outcome == "failed"}
     assert broken <= found
 
@@ -158,14 +158,14 @@ def test_a_broken_promise_is_found(encoder: type[Encoder], broken: set[str]) -> 
 def test_what_is_frozen_keeps_no_gradient_and_passes_it_on() -> None:
     check = named("frozen")
     slot = "understanding_encoders"
-    assert run_check(check, made(Encoder), slot=slot).outcome == "passed"
-    assert run_check(check, made(Detached), slot=slot).outcome == "skipped"
+    assert run_check(check, factory(Encoder), slot=slot).outcome == "passed"
+    assert run_check(check, factory(Detached), slot=slot).outcome == "skipped"
 
 
 def test_expected_failures_have_to_fail() -> None:
     check = named("batch_invariance")
     reasons, slot = {check.name: "by design"}, "understanding_encoders"
-    mixes, good = (run_check(check, made(one), reasons, slot=slot) for one in (Mixes, Encoder))
+    mixes, good = (run_check(check, factory(one), reasons, slot=slot) for one in (Mixes, Encoder))
     assert (mixes.outcome, mixes.note) == ("expected", "by design")
     assert (good.outcome, good.note) == ("failed", "it passes, and was expected to fail: by design")
 
@@ -276,19 +276,19 @@ def test_two_checks_of_one_name_are_an_error() -> None:
         check_for("adaptors")(check_batch_invariance)
 
 
-def test_a_check_of_several_slots_has_to_be_told_which() -> None:
-    result = run_check(named("batch_invariance"), made(Encoder))
+def test_a_check_of_several_slots_needs_the_slot() -> None:
+    result = run_check(named("batch_invariance"), factory(Encoder))
     assert result.outcome == "failed"
     assert "needs a slot of understanding_encoders, image_tokenizers" in result.note
 
 
-def test_a_check_that_cannot_tell_says_why() -> None:
+def test_a_check_that_does_not_apply_says_why() -> None:
     def run(component: Any, example: Any) -> None:
         raise NotApplicable("no such thing here")
 
     from janus_modular.testing import Check
 
-    result = run_check(Check("x", run, ("adaptors",)), made(Encoder))
+    result = run_check(Check("x", run, ("adaptors",)), factory(Encoder))
     assert (result.outcome, result.note) == ("skipped", "no such thing here")
 
 

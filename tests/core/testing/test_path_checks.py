@@ -1,4 +1,4 @@
-"""Generation paths that break one promise each: which check finds it, whatever their methods are called."""
+"""Generation paths that each violate one rule: the check that fails, whatever the graphs' names."""
 
 from __future__ import annotations
 

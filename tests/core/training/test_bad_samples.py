@@ -1,4 +1,4 @@
-"""Samples that cannot be used as they are: refused by name, or skipped, cut and split, and counted."""
+"""Unusable samples: an error that names them, or skipped, cut, split, and counted."""
 
 from __future__ import annotations
 

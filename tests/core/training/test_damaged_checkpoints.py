@@ -1,4 +1,4 @@
-"""Going on from a checkpoint that was changed: refused, or the same result to the bit; never another one."""
+"""Resuming from a changed checkpoint: an error, or a bit-identical result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's data were stays with its checkpoints: changes and bad samples are not silent at a resume."""
+"""Checkpoints record the data of their run: a resumed run reports changes and bad samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Early stop: which step a run ends at, also when it is interrupted."""
+"""Early stopping: the step at which a run ends, also after an interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored codes of target images: training from them equals training from pixels; all else is refused."""
+"""Stored codes of target images: training from them equals training from pixels; other codes are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run goes on from a sound checkpoint, whenever its process dies, and leaves nothing of it lying about."""
+"""A killed run continues from a complete checkpoint, and removes incomplete files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An error of any kind in a run: the steps before it are saved, and the advice of the error is taken."""
+"""Errors during a run: the finished steps are saved, and following the error's hint works."""
 
 from __future__ import annotations
 

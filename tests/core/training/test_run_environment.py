@@ -1,4 +1,4 @@
-"""What checkpoints say of how they were made: config, commit, versions and plugins."""
+"""Checkpoints record config, commit, versions and plugins of their run."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def test_errors_say_what_was_expected(
     assert message in result.stderr
 
 
-def test_no_runs_and_no_metrics_are_said(tmp_path: Path):
+def test_folders_without_runs_or_metrics_are_errors(tmp_path: Path):
     (tmp_path / "run/checkpoints/step-0000001").mkdir(parents=True)
     (tmp_path / "run/checkpoints/.lock").touch()  # of another program
     assert "has no runs" in call("list", tmp_path / "run/checkpoints").stdout

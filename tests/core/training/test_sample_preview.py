@@ -1,4 +1,4 @@
-"""The dry run and the preview of samples: what is printed before anything is trained."""
+"""The output of the dry run, and the preview of samples."""
 
 from __future__ import annotations
 

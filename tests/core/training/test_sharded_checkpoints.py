@@ -1,4 +1,4 @@
-"""Checkpoints that several processes write together: what is wrong with one is an error on all of them."""
+"""Checkpoints written by several processes: an error on one rank is an error on all ranks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_each_process_writes_its_part(sharded: Path) -> None:
     assert (sharded / "checkpoints/latest").resolve() == checkpoint.resolve()
 
 
-def test_the_checkpoint_and_the_final_model_open_alike(sharded: Path) -> None:
+def test_the_checkpoint_and_the_final_model_are_equal_when_opened(sharded: Path) -> None:
     """The final model is a plain checkpoint, whose weights are whole."""
     checkpoint, model = sharded / "checkpoints/latest", sharded / "model"
     assert [path.name for path in model.glob("*.safetensors")] == ["model.safetensors"]

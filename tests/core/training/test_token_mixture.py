@@ -1,4 +1,4 @@
-"""Shares of tokens: what steps hold is counted from their batches."""
+"""Mixtures in shares of tokens, compared with the tokens counted in batches."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(ModelAssembly.from_checkpoint(folder).model.state_dict())
 
 
-def test_it_learns_to_read_and_to_draw(make, metrics) -> None:
+def test_training_teaches_both_tasks(make, metrics) -> None:
     """Four colours, learned by heart, and used through the public door.
 
     A reader who ignores the image cannot beat the ln 4 of which name it is, spread over at most 6 positions

@@ -1,4 +1,4 @@
-"""Validation during training: the same losses as a model on these samples, and no trace in the run."""
+"""Validation during training: the losses of these samples, without an effect on the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters around components of a checkpoint: they learn, what they adapt stays as it was."""
+"""LoRA adapters around components of a checkpoint: adapters are trained, its weights do not change."""
 
 from __future__ import annotations
 

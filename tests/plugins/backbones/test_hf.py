@@ -146,7 +146,7 @@ def test_grows_by_rows_that_leave_the_old_logits_alone(tied: bool, tokens: Tenso
     torch.testing.assert_close(after[..., :99], before, **TOLERANCE)
 
 
-def test_a_pad_row_learns() -> None:
+def test_the_embedding_of_the_pad_token_gets_gradients() -> None:
     backbone = HfBackbone(HfConfig(config={**SMALL, "model_type": "llama", "pad_token_id": 3}))
     x = backbone.embed(torch.tensor([[3, 5, 3, 7]]))
     backbone(x, positions=torch.arange(4)[None])[0, -1].square().sum().backward()

@@ -1,4 +1,4 @@
-"""Adapters: what they are worth, which of them learn, and that folding them in changes nothing."""
+"""LoRA: adapted layers, trained parameters, and merging without a change of results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def disturb(module: torch.nn.Module) -> None:
             torch.nn.init.normal_(weight, std=0.3)
 
 
-def said(backbone: Any, tokens: Tensor) -> Tensor:
+def logits_of(backbone: Any, tokens: Tensor) -> Tensor:
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
     with torch.inference_mode():
         return backbone.logits(backbone(backbone.embed(tokens), positions=positions))
@@ -75,7 +75,7 @@ def test_all_linear_layers_but_the_logits_have_an_adapter_of_the_rank(plugins: P
     inputs_and_outputs = (16 + 16) + 2 * (16 + 8) + (16 + 16) + 3 * (16 + 24)
     assert learn == 2 * 4 * inputs_and_outputs
     torch.testing.assert_close(
-        said(backbone, TOKENS), said(backbone.backbone, TOKENS)
+        logits_of(backbone, TOKENS), logits_of(backbone.backbone, TOKENS)
     )  # nothing is learned yet
 
 
@@ -89,9 +89,9 @@ def test_they_add_what_the_paper_says(plugins: Plugins) -> None:
 
 def test_dropout_is_of_the_adapters_and_of_training(plugins: Plugins) -> None:
     backbone = lora(plugins, dropout=0.5)
-    torch.testing.assert_close(said(backbone, TOKENS), said(backbone, TOKENS), rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(backbone, TOKENS), logits_of(backbone, TOKENS), rtol=0, atol=0)
     backbone.train()
-    assert not torch.equal(said(backbone, TOKENS), said(backbone, TOKENS))
+    assert not torch.equal(logits_of(backbone, TOKENS), logits_of(backbone, TOKENS))
 
 
 def test_target_modules_are_names_as_peft_has_them(plugins: Plugins) -> None:
@@ -124,7 +124,8 @@ def test_other_families_can_be_adapted(plugins: Plugins, family: str) -> None:
         keys = {key: value for key, value in keys.items() if "key_value" not in key and key != "head_dim"}
     backbone = lora(plugins, {"name": "hf", "config": keys})
     assert not torch.allclose(
-        said(backbone, TOKENS), said(lora(plugins, {"name": "hf", "config": keys}, learned=False), TOKENS)
+        logits_of(backbone, TOKENS),
+        logits_of(lora(plugins, {"name": "hf", "config": keys}, learned=False), TOKENS),
     )
     assert "lm_head" not in " ".join(path for path, _ in backbone._adapted())
 
@@ -205,7 +206,9 @@ def test_a_checkpoint_holds_base_and_adapters(checkpoint: Path) -> None:
     assert any(".lora_B." in name for name in load_file(checkpoint / "model.safetensors"))
     again = ModelAssembly.from_checkpoint(checkpoint).model
     tokens = torch.arange(12).view(2, 6)
-    torch.testing.assert_close(said(model.backbone, tokens), said(again.backbone, tokens), rtol=0, atol=0)
+    torch.testing.assert_close(
+        logits_of(model.backbone, tokens), logits_of(again.backbone, tokens), rtol=0, atol=0
+    )
 
 
 def test_merging_makes_a_plain_checkpoint_that_says_the_same(checkpoint: Path, tmp_path: Path) -> None:
@@ -222,13 +225,13 @@ def test_merging_makes_a_plain_checkpoint_that_says_the_same(checkpoint: Path, t
     tokens = torch.arange(12).view(2, 6)
     # folded, sums are rounded in another order
     torch.testing.assert_close(
-        said(plain.backbone, tokens), said(adapted.backbone, tokens), atol=1e-5, rtol=1e-4
+        logits_of(plain.backbone, tokens), logits_of(adapted.backbone, tokens), atol=1e-5, rtol=1e-4
     )
-    base = said(adapted.backbone, tokens)
+    base = logits_of(adapted.backbone, tokens)
     for name, weight in adapted.backbone.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.zeros_(weight)
-    assert not torch.allclose(said(adapted.backbone, tokens), base, atol=1e-2)  # they did say something
+    assert not torch.allclose(logits_of(adapted.backbone, tokens), base, atol=1e-2)  # they did say something
 
 
 def test_merging_what_has_no_adapters_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_it_adapts_what_a_folder_holds(plugins: Plugins, tmp_path: Path) -> None
     source.save_pretrained(tmp_path)
     backbone = lora(plugins, {"name": "hf", "pretrained": str(tmp_path)}, learned=False)
     with torch.inference_mode():
-        torch.testing.assert_close(said(backbone, TOKENS), source(TOKENS).logits)
+        torch.testing.assert_close(logits_of(backbone, TOKENS), source(TOKENS).logits)
 
 
 of_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -302,7 +305,7 @@ def test_adapters_that_peft_saved_are_read(start: Any, plugins: Plugins, tmp_pat
     held = load_file(folder / "adapter/adapter_model.safetensors")
     assert backbone.load_pretrained(folder / "adapter") == (len(held), [], [])
     with torch.inference_mode():
-        torch.testing.assert_close(said(backbone, TOKENS), theirs(TOKENS).logits)
+        torch.testing.assert_close(logits_of(backbone, TOKENS), theirs(TOKENS).logits)
 
 
 @of_peft

@@ -162,7 +162,7 @@ def test_a_causal_backbone_is_refused_by_name(plugins: Plugins, monkeypatch: pyt
 
     monkeypatch.delattr(HfBackbone, "refuse_together")
     monkeypatch.setattr("janus_modular.model.build.AttendsTogether", int)
-    with pytest.raises(ConfigError, match=r"(?s)together.*the backbone 'hf' has no positions.*it is causal"):
+    with pytest.raises(ConfigError, match=r"(?s)together.*'hf' does not support bidirectional.*causal"):
         assemble()
 
 

@@ -1,4 +1,4 @@
-"""The demo cut down to seconds."""
+"""The demo, shortened to seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A decoupled pair of encoders reads better than a shared one: a file of its own, as it takes long."""
+"""Two encoders answer better than one shared encoder: a separate file, because the test takes long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training an encoder against captions: images come to lie by their captions."""
+"""Contrastive training of an encoder: images are matched with their captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's measures against scikit-learn's, and by hand."""
+"""The demo's metrics against scikit-learn's, and computed by hand."""
 
 from __future__ import annotations
 

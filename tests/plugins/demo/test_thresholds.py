@@ -1,4 +1,4 @@
-"""The whole demo meets its bars: a file of its own, which takes a test worker long."""
+"""The complete demo reaches its thresholds: a separate file, because the test takes long."""
 
 from __future__ import annotations
 

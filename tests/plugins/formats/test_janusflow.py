@@ -171,7 +171,7 @@ def test_every_weight_comes_back_bit_for_bit(
     assert again.model.config.generation.config.autoencoder.config.pretrained is None
 
 
-def test_the_two_formats_of_the_same_model_type_are_told_apart(plugins: Plugins) -> None:
+def test_two_formats_of_the_same_model_type_are_distinguished(plugins: Plugins) -> None:
     janus = json.loads((REFERENCE / "config.json").read_text())
     flow = json.loads((FLOW / "config.json").read_text())
     assert janus["model_type"] == flow["model_type"]

@@ -1,4 +1,4 @@
-"""The authors' format: every tensor at its place, and back again bit for bit."""
+"""The published format: every tensor is read to its native name, and written back bit-identically."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_partial_llama_config_takes_llamas_defaults(description: Path) -> None
     assert llama._attn_implementation_internal is None
 
 
-def test_janus_1b3_is_told_by_its_preprocessor(description: Path) -> None:
+def test_janus_1b3_is_recognised_by_its_preprocessor(description: Path) -> None:
     def of_1b3(config: dict[str, Any]) -> None:
         config |= {"do_normalize": False, "image_mean": [0.48145466, 0.4578275, 0.40821073]}
         config["background_color"] = [122, 116, 104]

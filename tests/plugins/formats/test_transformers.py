@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def theirs_of(case: dict[str, Any]) -> JanusForConditionalGeneration:
+def reference_of(case: dict[str, Any]) -> JanusForConditionalGeneration:
     width = 64
     torch.manual_seed(0)
     tied = case["text"]["tie_word_embeddings"]
@@ -86,20 +86,20 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture
-def theirs(case: dict[str, Any]) -> JanusForConditionalGeneration:
-    return theirs_of(case)
+def reference(case: dict[str, Any]) -> JanusForConditionalGeneration:
+    return reference_of(case)
 
 
 @pytest.fixture
-def folder(theirs: JanusForConditionalGeneration, tmp_path: Path) -> Path:
+def folder(reference: JanusForConditionalGeneration, tmp_path: Path) -> Path:
     folder = tmp_path / "theirs"
-    theirs.save_pretrained(folder)
+    reference.save_pretrained(folder)
     add_processor(folder)
     return folder
 
 
 @torch.no_grad()
-def test_computes_what_transformers_computes(theirs: JanusForConditionalGeneration, folder: Path) -> None:
+def test_computes_what_transformers_computes(reference: JanusForConditionalGeneration, folder: Path) -> None:
     reopened = ModelAssembly.from_checkpoint(folder)
     ours, processor = reopened.model, reopened.processor
     assert processor.template_name == "janus-pro"
@@ -107,32 +107,32 @@ def test_computes_what_transformers_computes(theirs: JanusForConditionalGenerati
     positions = torch.arange(17).expand(2, -1)
     hidden = ours.backbone(ours.backbone.embed(tokens), positions=positions)
     # the same operations in the same order, but for fused attention: rounding alone
-    torch.testing.assert_close(ours.backbone.logits(hidden), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.backbone.logits(hidden), reference(tokens).logits, atol=1e-4, rtol=1e-4)
     pixels = torch.rand(2, 3, 32, 32)
-    features = theirs.model.get_image_features(pixels * 2 - 1).pooler_output
+    features = reference.model.get_image_features(pixels * 2 - 1).pooler_output
     torch.testing.assert_close(ours.understanding(pixels).flatten(), features.flatten(), atol=1e-4, rtol=1e-4)
     codes = torch.randint(0, 128, (2, 16))
-    embedded = theirs.prepare_embeddings_for_image_generation(codes)
+    embedded = reference.prepare_embeddings_for_image_generation(codes)
     torch.testing.assert_close(ours.generation.embed(codes), embedded, atol=1e-5, rtol=1e-5)
-    scores = theirs.model.generation_head(hidden)
+    scores = reference.model.generation_head(hidden)
     torch.testing.assert_close(ours.generation.head(hidden, hidden[..., :0]), scores, atol=1e-5, rtol=1e-5)
     side = ours.generation.height
     painted = ours.generation.tokenizer.decode(codes, height=side, width=side)
-    expected = theirs.decode_image_tokens(codes)  # (N, H, W, 3)
+    expected = reference.decode_image_tokens(codes)  # (N, H, W, 3)
     torch.testing.assert_close(painted, expected.permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
 
 
 def test_transformers_loads_what_we_write(
-    theirs: JanusForConditionalGeneration, folder: Path, tmp_path: Path
+    reference: JanusForConditionalGeneration, folder: Path, tmp_path: Path
 ) -> None:
     convert(folder, tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "back", format_name="transformers")
     again, info = JanusForConditionalGeneration.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    old, new = theirs.state_dict(), again.state_dict()
+    old, new = reference.state_dict(), again.state_dict()
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
-    tied = theirs.config.tie_word_embeddings
+    tied = reference.config.tie_word_embeddings
     assert (again.lm_head.weight is again.model.language_model.embed_tokens.weight) == tied
     assert again.config.image_token_id == 6
     assert again.generation_config.generation_kwargs == {"boi_token_id": 4}
@@ -143,7 +143,7 @@ def test_transformers_loads_what_we_write(
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("template", ["janus", "janus-pro"])
 def test_their_processor_writes_our_prompts(template: str, tmp_path: Path) -> None:
-    theirs_of(CASES["tied, deep adaptors"]).save_pretrained(tmp_path / "a")
+    reference_of(CASES["tied, deep adaptors"]).save_pretrained(tmp_path / "a")
     add_processor(tmp_path / "a")
     convert(tmp_path / "a", tmp_path / "b", overrides=[f"processor.template={template}"])
     convert(tmp_path / "b", tmp_path / "c", format_name="transformers")
@@ -166,14 +166,14 @@ def test_their_processor_writes_our_prompts(template: str, tmp_path: Path) -> No
 
 
 def test_a_head_of_its_own_beats_a_config_that_ties(tmp_path: Path) -> None:
-    theirs = theirs_of(CASES["untied, grouped keys"])
-    theirs.save_pretrained(tmp_path)
+    reference = reference_of(CASES["untied, grouped keys"])
+    reference.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["tie_word_embeddings"]  # the class' default is True
     (tmp_path / "config.json").write_text(json.dumps(config))
     add_processor(tmp_path)
     model = ModelAssembly.from_checkpoint(tmp_path).model
-    assert torch.equal(model.backbone.model.lm_head.weight, theirs.lm_head.weight)
+    assert torch.equal(model.backbone.model.lm_head.weight, reference.lm_head.weight)
     assert not torch.equal(
         model.backbone.model.lm_head.weight, model.backbone.model.model.embed_tokens.weight
     )
@@ -203,7 +203,7 @@ def test_settings_may_lie_within_the_processors_file(folder: Path) -> None:
     ],
 )
 def test_says_what_it_cannot_hold(path: str, value: object, tmp_path: Path) -> None:
-    convert_source = theirs_of(CASES["untied, grouped keys"])
+    convert_source = reference_of(CASES["untied, grouped keys"])
     convert_source.save_pretrained(tmp_path / "theirs")
     add_processor(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "native")

@@ -1,4 +1,4 @@
-"""Damaged shards and tables are errors that name them, whatever bytes they hold."""
+"""Damaged shards and tables are errors that name the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No marker of an image is learned as letters, wherever a record or a config holds text."""
+"""Image markers in the text of a record or a config are never trained as text."""
 
 from __future__ import annotations
 

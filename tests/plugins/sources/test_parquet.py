@@ -41,7 +41,7 @@ def source(path: Path | str, **options: Any) -> Parquet:
 
 
 @pytest.fixture
-def one(images: Path) -> Any:
+def source_of(images: Path) -> Any:
     """Open a file of given rows, beside a.png (grey 10) and b.png (200), as a source."""
 
     def build(*rows: dict[str, Any], schema: Any = None, **options: Any) -> Parquet:
@@ -124,15 +124,15 @@ def test_the_cache_drops_what_was_used_least_recently() -> None:
         [{"bytes": image(10)}],
     ],
 )
-def test_images_of_each_type(one: Any, value: Any) -> None:
-    data = one({"jpg": value, "title": "A.", "more": 1}, columns={"image": "jpg", "caption": "title"})
+def test_images_of_each_type(source_of: Any, value: Any) -> None:
+    data = source_of({"jpg": value, "title": "A.", "more": 1}, columns={"image": "jpg", "caption": "title"})
     assert shape(data.sample(0, RNG(0))) == [
         ("user", [("read", 10), ("Describe this image.", False)]),
         ("assistant", [("A.", True)]),
     ]
 
 
-def test_conversations_with_images_beside_and_inside(one: Any) -> None:
+def test_conversations_with_images_beside_and_inside(source_of: Any) -> None:
     beside = {
         "images": [image(10), image(200)],
         "messages": [
@@ -144,7 +144,7 @@ def test_conversations_with_images_beside_and_inside(one: Any) -> None:
         ("user", [("read", 10), (" or ", False), ("read", 200), ("?", False)]),
         ("assistant", [("A.", True)]),
     ]
-    assert shape(one(beside).sample(0, RNG(0))) == expected
+    assert shape(source_of(beside).sample(0, RNG(0))) == expected
     parts = [
         {"type": "image", "text": None, "image": {"bytes": image(10)}},
         {"type": "text", "text": " or ", "image": None},
@@ -153,15 +153,15 @@ def test_conversations_with_images_beside_and_inside(one: Any) -> None:
     ]
     answer = [{"type": "text", "text": "A.", "image": None}]
     inside = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
-    assert shape(one({"messages": inside, "images": None}).sample(0, RNG(0))) == expected
+    assert shape(source_of({"messages": inside, "images": None}).sample(0, RNG(0))) == expected
 
 
-def test_classes_of_datasets(one: Any, images: Path) -> None:
+def test_classes_of_datasets(source_of: Any, images: Path) -> None:
     features = {"label": {"names": ["tench", "goldfish"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())], metadata=metadata)
     rows = [{"image": image(), "label": label} for label in (1, 0, -1, None)]
-    data = one(*rows, schema=schema, columns={"image": "image", "class": "label"}, task="draw")
+    data = source_of(*rows, schema=schema, columns={"image": "image", "class": "label"}, task="draw")
     assert [shape(data.sample(i, RNG(0)))[0][1] for i in (0, 1)] == [
         [("goldfish", False)],
         [("tench", False)],
@@ -196,10 +196,10 @@ def test_classes_of_datasets(one: Any, images: Path) -> None:
     ],
 )
 def test_columns_that_do_not_fit_are_errors_when_opened(
-    one: Any, row: dict[str, Any], columns: dict[str, str], message: str
+    source_of: Any, row: dict[str, Any], columns: dict[str, str], message: str
 ) -> None:
     with pytest.raises(DataError, match=rf"a\.parquet'.*{message}"):
-        one(row, columns=columns)
+        source_of(row, columns=columns)
 
 
 @pytest.mark.parametrize(
@@ -212,15 +212,15 @@ def test_columns_that_do_not_fit_are_errors_when_opened(
         ({"image": image(), "text": "A", "url": "x"}, "unknown keys 'url'; .* `ignore`"),
     ],
 )
-def test_rows_that_cannot_be_used_are_named(one: Any, row: dict[str, Any], message: str) -> None:
+def test_rows_that_cannot_be_used_are_named(source_of: Any, row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=rf"a\.parquet, row 1: .*{message}"):
-        one({key: row[key] for key in row}, row).sample(1, RNG(0))
+        source_of({key: row[key] for key in row}, row).sample(1, RNG(0))
 
 
-def test_ignored_columns_and_empty_answers(one: Any) -> None:
+def test_ignored_columns_and_empty_answers(source_of: Any) -> None:
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]
     with pytest.raises(UnsupervisedError, match="row 0: "):
-        one({"messages": messages, "url": "x"}, ignore=["url"]).sample(0, RNG(0))
+        source_of({"messages": messages, "url": "x"}, ignore=["url"]).sample(0, RNG(0))
 
 
 def test_files_that_cannot_be_read(files: Path) -> None:

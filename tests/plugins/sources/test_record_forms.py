@@ -1,4 +1,4 @@
-"""What other projects' tools write is read as it is meant, and nothing of it is lost without a word."""
+"""Records of other projects' tools are read as defined there; no field is silently ignored."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def source(path: Path | str, **options: Any) -> WebDataset:
 
 
 @pytest.fixture
-def one(tmp_path: Path) -> Any:
+def source_of(tmp_path: Path) -> Any:
     """Open a shard of given members as a source."""
     return lambda members, **options: source(write(tmp_path / "a.tar", members), **options)
 
@@ -92,8 +92,8 @@ def test_shards_in_any_order_of_samples(shards: Path, pattern: str) -> None:
         ({"a.txt": "A.", "b.png": image(3), "b.txt": "B", "a.png": image(10)}, {}, [("A.", True)]),
     ],
 )
-def test_forms_of_a_key(one: Any, members: Any, options: Any, expected: Any) -> None:
-    sample = shape(one(members, **options).sample(0, RNG(0)))
+def test_forms_of_a_key(source_of: Any, members: Any, options: Any, expected: Any) -> None:
+    sample = shape(source_of(members, **options).sample(0, RNG(0)))
     assert sample[0][1][0] == ("read", 10)
     assert sample[1][1] == expected
 
@@ -117,18 +117,18 @@ def test_forms_of_a_key(one: Any, members: Any, options: Any, expected: Any) -> 
         },
     ],
 )
-def test_json_members_are_records_with_the_images_beside_them(one: Any, record: Any) -> None:
-    data = one({"x/k.a.png": image(1), "x/k.b.png": image(2), "x/k.json": record})
+def test_json_members_are_records_with_the_images_beside_them(source_of: Any, record: Any) -> None:
+    data = source_of({"x/k.a.png": image(1), "x/k.b.png": image(2), "x/k.json": record})
     assert shape(data.sample(0, RNG(0))) == [
         ("user", [("read", 1), (" or ", False), ("read", 2), ("?", False)]),
         ("assistant", [("A", True)]),
     ]
 
 
-def test_names_of_classes(one: Any, tmp_path: Path) -> None:
+def test_names_of_classes(source_of: Any, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("0 tench\n1 goldfish\n")
     members = {"a.png": image(), "a.cls": "1", "b.png": image(), "b.cls": "7"}
-    data = one(members, names=str(tmp_path / "names.txt"))
+    data = source_of(members, names=str(tmp_path / "names.txt"))
     assert shape(data.sample(0, RNG(0)))[1][1] == [("goldfish", True)]
     with pytest.raises(DataError, match=r"a\.tar, b\.png: .*names\.txt' has no name for the class '7'"):
         data.sample(1, RNG(0))
@@ -161,23 +161,25 @@ def test_names_of_classes(one: Any, tmp_path: Path) -> None:
         ({"k.png": image(), "k.json": {"caption": "A", "url": 1}}, {}, "unknown keys 'url'"),
     ],
 )
-def test_unusable_keys_are_named(one: Any, members: Any, options: Any, message: str) -> None:
-    data = one({"a.png": image(), "a.txt": "fine", "a.json": {"text": "fine"}} | members, **options)
+def test_unusable_keys_are_named(source_of: Any, members: Any, options: Any, message: str) -> None:
+    data = source_of({"a.png": image(), "a.txt": "fine", "a.json": {"text": "fine"}} | members, **options)
     assert len(data) == 2
     with pytest.raises(DataError, match=rf"a\.tar, k\.[\w.]+: .*{message}"):
         data.sample(1, RNG(0))
 
 
-def test_an_empty_answer_is_unsupervised(one: Any) -> None:
+def test_an_empty_answer_is_unsupervised(source_of: Any) -> None:
     record = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": ""}]}
     with pytest.raises(UnsupervisedError, match=r"a\.tar, a\.json: "):
-        one({"a.json": record}).sample(0, RNG(0))
+        source_of({"a.json": record}).sample(0, RNG(0))
 
 
-def test_members_without_key_and_suffix_are_reported(one: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_members_without_key_and_suffix_are_reported(
+    source_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     members = {"._a.png": b"", "README": "x", "__meta__.json": "{}", "a.png": image(), "a.txt": "A"}
     with caplog.at_level(logging.WARNING):
-        assert len(one(members)) == 1
+        assert len(source_of(members)) == 1
     assert "not used, as named otherwise than KEY.SUFFIX: ._a.png, README, __meta__.json" in caplog.text
 
 

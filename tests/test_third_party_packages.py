@@ -15,7 +15,7 @@ from PIL import Image
 
 from janus_modular.registry import SLOTS, slot_label
 
-STRANGERS = """
+TRAIN_CONFIG = """
 model: tiny
 learn: [understanding.adaptor, generation, backbone]
 sources:
@@ -37,7 +37,7 @@ trackers: [{name: acme-tracker}]
 def test_a_plugin_for_every_slot_is_installed_beside_the_wheel_and_used(
     new_environment: Callable[[str], Any], tmp_path: Path
 ):
-    environment = new_environment("strangers")
+    environment = new_environment("third_party")
     run = partial(environment.run, tmp_path)
     names = {slot: f"acme-{slot_label(slot).replace(' ', '-')}" for slot in SLOTS}
     for name in names.values():
@@ -53,7 +53,7 @@ def test_a_plugin_for_every_slot_is_installed_beside_the_wheel_and_used(
 
     Image.new("RGB", (40, 30), "orange").save(tmp_path / "orange.png")
     (tmp_path / "read.jsonl").write_text('{"image": "orange.png", "caption": "It is orange."}\n')
-    (tmp_path / "train.yaml").write_text(STRANGERS)
+    (tmp_path / "train.yaml").write_text(TRAIN_CONFIG)
     parts = {
         "understanding.encoder": "understanding_encoders",
         "understanding.adaptor": "adaptors",

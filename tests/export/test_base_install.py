@@ -1,4 +1,4 @@
-"""Where neither torch nor transformers is, a bundle answers and draws."""
+"""A bundle answers and draws in an installation without torch and transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules built without memory and filled: ties, buffers and faults."""
+"""Modules built on the meta device and loaded: tied weights, buffers and errors."""
 
 from __future__ import annotations
 
