@@ -43,16 +43,16 @@ VERSIONS = (
     "print(json.dumps([(each.name, each.version) for each in distributions()]))"
 )
 JANUS = ("-m", "janus_modular")
-Figures = dict[str, float | str]
+Metrics = dict[str, float | str]
 
 
 @dataclass
 class Phase:
-    """A command, how long it may take, and how figures are read from what it prints."""
+    """A command, how long it may take, and how metrics are read from what it prints."""
 
     name: str
     command: Sequence[str]  # arguments of python
-    read: Callable[[str], Figures] = lambda _: {}
+    read: Callable[[str], Metrics] = lambda _: {}
     limit: float = 300.0  # seconds
     needs: str = ""  # the phase whose output this one reads
 
@@ -65,30 +65,30 @@ class Result:
     command: str
     outcome: str  # passed, failed, not run
     seconds: float = 0.0
-    figures: Figures = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     reason: str = ""
 
 
-def bench_figures(output: str) -> Figures:
-    """Return the figures of ``janus-modular bench --json``."""
+def bench_metrics(output: str) -> Metrics:
+    """Return the metrics of ``janus-modular bench --json``."""
     found = json.loads(output)
-    figures: Figures = {"loading, s": found["load_s"], "peak memory, GB": found["peak_memory_bytes"] / 1e9}
+    metrics: Metrics = {"loading, s": found["load_s"], "peak memory, GB": found["peak_memory_bytes"] / 1e9}
     for mode, what in (("text", "per token, ms"), ("drawing", "per step of an image, ms")):
         if mode in found:
-            figures[what] = found[mode]["step_s"] * 1000
+            metrics[what] = found[mode]["step_s"] * 1000
     if "drawing" in found:
-        figures["per image, s"] = found["drawing"]["image_s"]
-    return figures
+        metrics["per image, s"] = found["drawing"]["image_s"]
+    return metrics
 
 
-def verify_figures(output: str) -> Figures:
+def verify_metrics(output: str) -> Metrics:
     """Return which variants ``janus-modular verify --json`` found equal to their model."""
     return {
         f"{each['variant']} verified": str(not each["failures"]) for each in json.loads(output)["variants"]
     }
 
 
-def sampling_figures(output: str) -> Figures:
+def sampling_metrics(output: str) -> Metrics:
     """Return the rows of the table of ``bench/sampling.py``."""
     rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", output, re.MULTILINE)
     return {
@@ -98,16 +98,16 @@ def sampling_figures(output: str) -> Figures:
     }
 
 
-def training_figures(output: str) -> Figures:
-    """Return the figures of ``bench/training_throughput.py``."""
+def training_metrics(output: str) -> Metrics:
+    """Return the metrics of ``bench/training_throughput.py``."""
     found = json.loads(output)
-    figures: Figures = {"tokens/s": found["tokens_per_s"], "per step, s": found["step_s"]}
+    metrics: Metrics = {"tokens/s": found["tokens_per_s"], "per step, s": found["step_s"]}
     if found["peak_memory_bytes"]:
-        figures["peak memory, GB"] = found["peak_memory_bytes"] / 1e9
-    return figures
+        metrics["peak memory, GB"] = found["peak_memory_bytes"] / 1e9
+    return metrics
 
 
-def pytest_figures(output: str) -> Figures:
+def pytest_metrics(output: str) -> Metrics:
     """Return the closing line of pytest."""
     return {"tests": output.strip().splitlines()[-1].strip("= ")}
 
@@ -130,7 +130,7 @@ def phases(size: str, device: str, scratch: Path) -> Iterator[Phase]:
     yield Phase(
         "tests on a GPU",
         ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/export/test_on_a_gpu.py"),
-        pytest_figures,
+        pytest_metrics,
     )
     random_weights = ("bench/random_checkpoint.py", CONFIGS[size], str(model), "--precision", "fp16")
     yield Phase("random weights", random_weights)
@@ -139,18 +139,18 @@ def phases(size: str, device: str, scratch: Path) -> Iterator[Phase]:
             yield Phase(
                 f"torch, {dtype}, batch of {rows}",
                 (*bench, "--dtype", dtype, "--batch-size", str(rows), str(model)),
-                bench_figures,
+                bench_metrics,
                 needs="random weights",
             )
     for dtype in ("bfloat16",) if on_gpu else ("float32",):
         sampling = ("--device", device, "--dtype", dtype, "--rounds", "3" if on_gpu else "1")
         name = f"beside transformers, {dtype}"
         sizes = ("--size", "1b" if size == "1b" else "small")
-        yield Phase(name, ("bench/sampling.py", *sizes, *sampling), sampling_figures)
+        yield Phase(name, ("bench/sampling.py", *sizes, *sampling), sampling_metrics)
     for compiled in (False, True) if on_gpu else (False,):
         name = "training, stage 2" + (", compiled" if compiled else "")
         training = ("bench/training_throughput.py", "--size", size, "--device", device, "--steps", "4")
-        yield Phase(name, (*training, *(["compile=[backbone]"] if compiled else [])), training_figures)
+        yield Phase(name, (*training, *(["compile=[backbone]"] if compiled else [])), training_metrics)
     precision = "fp16" if on_gpu else "fp32"
     exporting = (*JANUS, "export", str(model), str(bundle), "--precision", precision, "--quiet")
     yield Phase("export", exporting, needs="random weights")
@@ -158,7 +158,7 @@ def phases(size: str, device: str, scratch: Path) -> Iterator[Phase]:
         yield Phase(
             f"ONNX Runtime, {precision}, batch of {rows}",
             (*bench, "--batch-size", str(rows), str(bundle)),
-            bench_figures,
+            bench_metrics,
             needs="export",
         )
     yield Phase("small weights", ("bench/random_checkpoint.py", "tiny", str(tiny), "--precision", "fp16"))
@@ -167,7 +167,7 @@ def phases(size: str, device: str, scratch: Path) -> Iterator[Phase]:
         "small export", (*JANUS, "export", str(tiny), f"{tiny}-bundle", *variants), needs="small weights"
     )
     verify = (*JANUS, "verify", f"{tiny}-bundle", "--against", str(tiny), "--device", device, "--json")
-    yield Phase("bundles against their model", verify, verify_figures, needs="small export")
+    yield Phase("bundles against their model", verify, verify_metrics, needs="small export")
 
 
 class GpuMemory:
@@ -216,9 +216,9 @@ def run_phase(phase: Phase, seconds_left: float, environment: Mapping[str, str])
         result.outcome = "passed" if process.returncode == 0 else "failed"
         if process.returncode:
             result.reason = (process.stdout + process.stderr)[-2000:]
-        result.figures = phase.read(process.stdout) if process.stdout else {}
-        if result.figures and memory.peak:
-            result.figures["GPU memory in use, highest seen, GB"] = memory.peak * 2**20 / 1e9
+        result.metrics = phase.read(process.stdout) if process.stdout else {}
+        if result.metrics and memory.peak:
+            result.metrics["GPU memory in use, highest seen, GB"] = memory.peak * 2**20 / 1e9
     except subprocess.TimeoutExpired:
         result.outcome, result.reason = "failed", f"stopped after {limit:.0f} s"
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -257,12 +257,12 @@ def _output(*command: str) -> str:
 
 
 def markdown(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
-    """Return the results as a table of figures, and a list of what failed or was not run."""
+    """Return the results as a table of metrics, and a list of what failed or was not run."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [f"{facts.get('gpu', 'CPU')}; {versions}; {facts['date']}, commit {facts['commit']}", ""]
     lines += ["| phase | quantity | value |", "| --- | --- | ---: |"]
     for result in results:
-        for name, value in result.figures.items():
+        for name, value in result.metrics.items():
             shown = f"{value:,.4g}" if isinstance(value, float | int) else value
             lines.append(f"| {result.name} | {name} | {shown} |")
     problems = [result for result in results if result.outcome != "passed"]

@@ -39,7 +39,20 @@ BANNED_WORDS = {
     *("brought", "offer", "offers", "offered", "announce", "announces", "announcement"),
     *("stranger", "strangers", "misfit", "trial", "cure", "cures", "mend", "fault", "refusal", "refusals"),
     *("needing", "lacking", "aside", "widen", "widened", "alike", "agree", "lean", "unfinished"),
-    *("lane", "lanes", "chooser", "judge", "judges", "somebody", "ours", "theirs", "meant", "wanted"),
+    *(
+        "lane",
+        "lanes",
+        "chooser",
+        "judge",
+        "judges",
+        "somebody",
+        "nobody",
+        "ours",
+        "theirs",
+        "meant",
+        "wanted",
+    ),
+    *("faults", "misfits", "trials", "cured", "mended", "brings"),
 }
 """Words that the field has other terms for; no name contains one (``written_aside``, ``PictureToRead``)."""
 
@@ -75,6 +88,13 @@ def is_banned(name: str) -> bool:
     return name.strip("_") in BANNED or bool(words(name) & BANNED_WORDS)
 
 
+def definitions(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield the name of every function and class of a module, with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name, node.lineno
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_identifier_is_banned(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
@@ -86,6 +106,18 @@ def test_no_identifier_is_banned(package: str) -> None:
         if is_banned(name)
     ]
     assert not banned, f"{len(banned)} banned identifiers:\n" + "\n".join(banned)
+
+
+@pytest.mark.parametrize("folder", ["bench", "tests"])
+def test_no_test_fixture_or_helper_has_a_banned_name(folder: str) -> None:
+    banned = [
+        f"{file.relative_to(ROOT)}:{line} {name}"
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        if file != Path(__file__)
+        for name, line in definitions(ast.parse(file.read_text("utf-8")))
+        if is_banned(name)
+    ]
+    assert not banned, f"{len(banned)} banned names:\n" + "\n".join(banned)
 
 
 def test_the_test_finds_each_way_to_define_a_name() -> None:

@@ -60,7 +60,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(JanusError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(ClientGoneError, _answer_nobody)
+    app.add_exception_handler(ClientGoneError, _answer_closed_connection)
     app.add_exception_handler(Exception, _answer_unexpected)
     app.add_middleware(
         Gate, hosts=service.config.accepted_hosts, keys=service.keys, limits=service.config.limits
@@ -92,12 +92,12 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
     return _response(ApiError(error.status_code, str(error.detail), code=code, headers=error.headers))
 
 
-async def _answer_nobody(_: Request, error: Exception) -> Response:
+async def _answer_closed_connection(_: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
 async def _answer_unexpected(_: Request, error: Exception) -> Response:
-    """Answer an error of ours; the server logs it."""
+    """Return status 500 for an unexpected error, which the server logs."""
     return _response(ApiError(500, "the server failed to answer this request.", code="internal_error"))
 
 

@@ -169,7 +169,7 @@ def test_all_errors_are_reported_at_once_with_their_paths(made_up: Plugins):
     assert all(fault in str(caught.value) for fault in ("9 errors", *errors))
 
 
-def test_a_slot_that_is_empty_and_a_mapping_that_is_none_are_faults(made_up: Plugins):
+def test_an_empty_slot_and_a_null_mapping_are_errors(made_up: Plugins):
     with pytest.raises(
         ConfigError, match=r"generation: missing; expected a generation path.*Registered: nest"
     ):
@@ -277,7 +277,7 @@ def test_every_shipped_config_is_valid_and_says_what_it_is(name: str):
     assert resolve(raw, schema_of(raw))
 
 
-def test_three_mistakes_in_a_shipped_config_are_three_faults():
+def test_three_mistakes_in_a_shipped_config_are_three_errors():
     overrides = ["understanding.encoder.layesr=3", "generation.tokenizer=llamagn", "backbone.attention=[1]"]
     with pytest.raises(ConfigError) as caught:
         resolve(load("tiny", overrides), ModelConfig)
@@ -298,7 +298,7 @@ def test_three_mistakes_in_a_shipped_config_are_three_faults():
         ("generation.tokenizer.code_dim=0", "generation.tokenizer.code_dim", "at least 1"),
     ],
 )
-def test_values_that_no_model_can_have_are_faults(override: str, path: str, said: str):
+def test_values_that_no_model_can_have_are_errors(override: str, path: str, said: str):
     with pytest.raises(ConfigError) as caught:
         resolve(load("tiny", [override]), ModelConfig)
     assert [fault.path for fault in caught.value.errors] == [path]

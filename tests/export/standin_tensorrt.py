@@ -221,7 +221,7 @@ class IExecutionContext:
         written = np.ctypeslib.as_array((ctypes.c_int64 * rows).from_address(address))
         _, (_, _, tokens, capacity) = places["mask"]
         assert (written >= 0).all()
-        assert (written + tokens <= capacity).all(), f"rows at {written} write {tokens} of {capacity} slots"
+        assert (written + tokens <= capacity).all(), f"rows at {written} write {tokens} of {capacity}"
 
     def _demand_in_place(self):
         """No output may lie over an input, but for caches, which must."""

@@ -61,11 +61,11 @@ def test_the_manifest_says_of_graphs_what_onnx_finds_in_them(tiny_bundle: Path):
         for graph, record in bundle.graphs.items():
             found = onnx.load(bundle.path(graph, variant), load_external_data=False).graph
             for said, values in ((record["inputs"], found.input), (record["outputs"], found.output)):
-                assert [slot["name"] for slot in said] == [value.name for value in values]
-                for slot, value in zip(said, values, strict=True):
+                assert [spec["name"] for spec in said] == [value.name for value in values]
+                for spec, value in zip(said, values, strict=True):
                     tensor = value.type.tensor_type
-                    assert onnx.TensorProto.DataType.Name(tensor.elem_type) == names[slot["dtype"]]
-                    assert slot["shape"] == [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+                    assert onnx.TensorProto.DataType.Name(tensor.elem_type) == names[spec["dtype"]]
+                    assert spec["shape"] == [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
 
 
 def test_a_contract_has_the_dtype_of_its_variant(copied: Path):
@@ -73,7 +73,7 @@ def test_a_contract_has_the_dtype_of_its_variant(copied: Path):
     manifest["variants"]["fp32"]["dtype"] = "float16"
     (copied / "manifest.json").write_text(json.dumps(manifest))
     inputs = load_bundle(copied, check_graphs=False).contract("sample_image", "fp32")["inputs"]
-    assert {slot["name"]: slot["dtype"] for slot in inputs} == {
+    assert {tensor["name"]: tensor["dtype"] for tensor in inputs} == {
         "hidden": "float16", "noise": "float32", "guidance": "float32", "temperature": "float32",
     }  # fmt: skip
 

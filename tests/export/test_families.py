@@ -134,16 +134,16 @@ class Exported:
 
 
 class Rows:
-    """Two rows of a graph, and their caches; slots that nobody has written hold what must not count."""
+    """Two rows of a graph, and their caches; unwritten positions are large values without effect."""
 
     def __init__(self, exported: Exported, capacity: int) -> None:
         self.session, self.capacity = exported.session, capacity
         self.caches = {
-            slot.name: np.full(
-                (2, *(n if isinstance(n, int) else capacity for n in slot.shape[1:])), 1e4, "f4"
+            tensor.name: np.full(
+                (2, *(n if isinstance(n, int) else capacity for n in tensor.shape[1:])), 1e4, "f4"
             )
-            for slot in exported.graph.inputs
-            if slot.name.startswith("past_")
+            for tensor in exported.graph.inputs
+            if tensor.name.startswith("past_")
         }
 
     def inputs(self, x: np.ndarray, at: np.ndarray) -> dict[str, np.ndarray]:
@@ -201,8 +201,8 @@ def test_its_layers_can_be_cut_out_and_run_one_by_one(exported: Exported):
         if piece.layer is not None:
             layers.append(piece.layer)
             known[piece.takes] = states[piece.layer]
-        names = [slot.name for slot in session.get_outputs()]
-        found = session.run(names, {slot.name: known[slot.name] for slot in session.get_inputs()})
+        names = [tensor.name for tensor in session.get_outputs()]
+        found = session.run(names, {tensor.name: known[tensor.name] for tensor in session.get_inputs()})
         known |= dict(zip(names, found, strict=True))
         if piece.layer is not None and piece.layer + 1 < LAYERS:  # what follows the last is normalised
             assert_close(known[piece.gives], states[piece.layer + 1])

@@ -248,7 +248,7 @@ def test_a_prompt_is_admitted_into_the_memory_of_its_rows(bundled: Janus):
     session.admit([prompt(1, 2, 3)], [2])
     for name, buffer in session.kv_cache.buffers.items():
         assert buffer.address == addresses[name]
-        changed = (buffer.read() != before[name]).any(axis=(1, 3))  # (rows, slots)
+        changed = (buffer.read() != before[name]).any(axis=(1, 3))  # (rows, capacity)
         assert np.argwhere(changed).tolist() == [[2, 0], [2, 1], [2, 2]]
 
 
@@ -257,10 +257,10 @@ def test_a_cache_grows_with_its_context_and_not_with_what_it_could_hold(tiny_bun
     session = runtime.open(512)
     session.prefill(prompts_of(Janus.from_pretrained(tiny_bundle), [("a", [])]))
     length = int(session.lengths[0])
-    capacities = [session.kv_cache.slots]
+    capacities = [session.kv_cache.capacity]
     for _ in range(40):
         session.step(np.ones((1, 64), np.float32))
-        capacities.append(session.kv_cache.slots)
+        capacities.append(session.kv_cache.capacity)
     assert all(capacity - (length + step) <= 16 for step, capacity in enumerate(capacities))
     assert len(set(capacities)) <= 4  # one copy in 16 steps
 

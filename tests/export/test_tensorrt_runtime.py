@@ -338,7 +338,7 @@ def small_runtime(machine: Any, tiny_bundle: Path, tmp_path: Path, build_engines
 
 
 @pytest.mark.parametrize("length", [40, 38, 36, 30])
-def test_rows_go_on_beside_one_whose_slots_are_used_up(torches: Janus, small_runtime: Any, length: int):
+def test_rows_continue_beside_a_full_row(torches: Janus, small_runtime: Any, length: int):
     prompts = [prompt(*range(3, 3 + length)), prompt(5, 6)]
     x = np.random.default_rng(2).standard_normal((2, 14, 64), np.float32)
     pair = small_runtime.open(40), torches.runtime.open(40)

@@ -92,7 +92,7 @@ def test_the_mask_of_a_run_has_the_past_and_the_own_block():
     )
     for start, count in ((0, 6), (0, 4), (4, 2)):
         index = np.tile(np.arange(start, start + count), (2, 1))
-        inputs = host_inputs(contract, index, index, np.full(2, count), slots=8, together=blocks)
+        inputs = host_inputs(contract, index, index, np.full(2, count), capacity=8, together=blocks)
         assert np.array_equal(inputs["mask"][:, 0, :, :6], dense[:, start : start + count])
         assert not inputs["mask"][..., 6:].any()
         assert inputs["write_index"].tolist() == [start, start]

@@ -77,7 +77,7 @@ def test_a_backbone_says_which_of_its_layers_and_why(
     assert capfd.readouterr().err == ""  # torch prints its own account, which is long
 
 
-def test_attention_that_ignores_slots_is_refused_by_sessions_too():
+def test_attention_that_ignores_the_mask_is_an_error_in_sessions_too():
     model = composed("gptj", **GPTJ).model
     backbone = model.backbone
     for _ in range(2):  # not only the first time

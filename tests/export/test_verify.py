@@ -157,7 +157,7 @@ def flat_cache(model: ir.Model) -> None:
 
 
 def scaled_cache(model: ir.Model) -> None:
-    """Let a step change all slots of a layer a little."""
+    """Let a step change all cache positions of a layer a little."""
     present = first(model, "TensorScatter").outputs[0]
     at = next(i for i, value in enumerate(model.graph.outputs) if value is present)
     half = ir.node("Constant", [], {"value": ir.tensor(np.float32(0.5))})
@@ -169,7 +169,7 @@ def scaled_cache(model: ir.Model) -> None:
 
 
 def all_seen(model: ir.Model) -> None:
-    """Let everybody see every slot."""
+    """Let every position attend to the whole cache."""
     node = first(model, "Attention")
     mask = node.inputs[3]
     inverse = ir.node("Not", [mask])
@@ -200,9 +200,9 @@ def all_seen(model: ir.Model) -> None:
         ("graphs", "decode_image", misspelt, "Gemmm"),
         ("rows", "backbone", ("q_proj.weight", 0.01), "variable-length rows: steps"),
         ("rows", "backbone", all_seen, "variable-length rows, in chunks"),
-        ("cache", "backbone", all_seen, "unused slots: they change"),
-        ("cache", "backbone", scaled_cache, "cache slots other than the written one"),
-        ("cache", "backbone", copied_cache, "the written cache slot: unchanged"),
+        ("cache", "backbone", all_seen, "unused cache positions: they change"),
+        ("cache", "backbone", scaled_cache, "cache positions other than the written one"),
+        ("cache", "backbone", copied_cache, "the written cache position: unchanged"),
         ("answer", "sample_text", ("weight", 1), "greedy answers: tokens"),
         ("answer", "backbone", ("q_proj.weight", 1), "greedy answers: tokens"),
         ("drawing", "sample_image", ("vision_head.weight", 1), "a whole drawing: ids"),

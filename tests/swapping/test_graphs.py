@@ -71,12 +71,12 @@ def in_torch(graph: Graph, inputs: Arrays) -> list[np.ndarray]:
 
 
 def in_chunks(session: onnxruntime.InferenceSession, graph: Graph, x: np.ndarray) -> np.ndarray:
-    """Run the backbone's graph on x (R, T, D) in two pieces, through a cache whose free slots are spoilt."""
-    pasts = [slot for slot in graph.inputs if slot.name.startswith("past_")]
-    shapes = [[n if isinstance(n, int) else CAPACITY for n in slot.shape[1:]] for slot in pasts]
+    """Run the backbone's graph on x (R, T, D) in two chunks; free positions of the cache are large."""
+    pasts = [tensor for tensor in graph.inputs if tensor.name.startswith("past_")]
+    shapes = [[n if isinstance(n, int) else CAPACITY for n in tensor.shape[1:]] for tensor in pasts]
     cache = {
-        slot.name: np.full((len(x), *shape), 1e4, np.float32)
-        for slot, shape in zip(pasts, shapes, strict=True)
+        tensor.name: np.full((len(x), *shape), 1e4, np.float32)
+        for tensor, shape in zip(pasts, shapes, strict=True)
     }
     states = []
     for start, end in ((0, TOKENS - 7), (TOKENS - 7, TOKENS)):

@@ -90,11 +90,14 @@ class Bundle:
         self.path(graph, variant)
         dtype = self.manifest["variants"][variant]["dtype"]
         record = self.manifest["graphs"][graph]
-        slots = {
-            side: [{**slot, "dtype": dtype if slot.get("varies") else slot["dtype"]} for slot in record[side]]
+        tensors = {
+            side: [
+                {**tensor, "dtype": dtype if tensor.get("varies") else tensor["dtype"]}
+                for tensor in record[side]
+            ]
             for side in ("inputs", "outputs")
         }
-        return {**record, **slots}
+        return {**record, **tensors}
 
     def path(self, graph: str, variant: str) -> Path:
         """Find a graph's file.

@@ -103,7 +103,7 @@ def _not_finite(target: VerificationTarget) -> Iterator[str]:
 
 
 def _caches(graph: ir.Graph, declared: Mapping[str, Any]) -> Iterator[CheckResult]:
-    """Check that each cache output is its input, written by TensorScatter along its slots, in its shape."""
+    """Check that each cache output is its input, written by TensorScatter along the axis of positions."""
     problems = set()
     outputs = {value.name: value for value in graph.outputs}
     inputs = {value.name: value for value in graph.inputs}
@@ -117,7 +117,7 @@ def _caches(graph: ir.Graph, declared: Mapping[str, Any]) -> Iterator[CheckResul
         if node is None or node.op_type != "TensorScatter" or node.inputs[0] is not old:
             problems.add(f"{present} is not written by TensorScatter from {past}")
         elif node.attributes.get_int("axis", -2) != shape.index("capacity"):
-            problems.add(f"{present} is written along another axis than its slots")
+            problems.add(f"{present} is written along another axis than its positions")
         problems |= {
             f"{value.name} has {len(value.shape or ())} dimensions"
             for value in (old, new)

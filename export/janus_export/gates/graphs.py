@@ -1,4 +1,4 @@
-"""Gates that run one graph at a time: results equal to torch's, and writes to the right cache slots."""
+"""Gates that run one graph at a time: results equal to torch's, and writes to the right cache positions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK = 5  # positions of a prompt at once
 INPUTS_FROM: dict[GraphRole, GraphRole] = {"encode": "decode", "embed": "encode"}
 """By role of a graph that a sampler need not run: the role whose outputs it takes, in order of need."""
 
-POISON = 1e4  # written to masked slots; representable in half precision
+POISON = 1e4  # written to masked positions; representable in half precision
 
 
 def graphs(target: VerificationTarget) -> Iterator[CheckResult]:
@@ -144,11 +144,11 @@ def rows(target: VerificationTarget) -> Iterator[CheckResult]:
 
 
 def cache(target: VerificationTarget) -> Iterator[CheckResult]:
-    """Check that unused cache slots do not affect results, and that a step writes only its own slot."""
+    """Check that unused cache positions do not affect results, and that a step writes only its own."""
     run = target.reference.greedy[1]
     first = np.zeros((len(run.prompts), 1), np.int64)
     x = target.graph_runtime.run("embed", first)[:, 0]
-    clean, poisoned = _with_slots(target, run), _with_slots(target, run)
+    clean, poisoned = _filled_session(target, run), _filled_session(target, run)
     for session in (clean, poisoned):
         session.prefill(run.prompts)
         session.kv_cache.reach(int(session.lengths.max()) + 1)
@@ -157,26 +157,28 @@ def cache(target: VerificationTarget) -> Iterator[CheckResult]:
     if not poisoned.kv_cache.tensors:
         return
     lengths = poisoned.lengths.copy()
-    for tensor, buffer in _slots(poisoned):
-        values = _slots_first(tensor, buffer)
+    for tensor, buffer in _cache_tensors(poisoned):
+        values = _positions_first(tensor, buffer)
         for row, length in enumerate(lengths):
             values[row, length:] = POISON
         buffer.write(np.moveaxis(values, 1, tensor.shape.index("capacity")))
-    before = [_slots_first(*slots) for slots in _slots(poisoned)]
+    before = [_positions_first(*pair) for pair in _cache_tensors(poisoned)]
     same = bool((_one_step(clean, x) == _one_step(poisoned, x)).all())
-    yield CheckResult("unused slots", same, "no effect" if same else "they change the states", "no effect")
+    yield CheckResult(
+        "unused cache positions", same, "no effect" if same else "they change the states", "no effect"
+    )
     touched, written, rows = 0, True, np.arange(len(lengths))
-    for old, (tensor, buffer) in zip(before, _slots(poisoned), strict=True):
-        after = _slots_first(tensor, buffer)
-        changed = (after != old).reshape(*after.shape[:2], -1).any(axis=2)  # (rows, slots)
+    for old, (tensor, buffer) in zip(before, _cache_tensors(poisoned), strict=True):
+        after = _positions_first(tensor, buffer)
+        changed = (after != old).reshape(*after.shape[:2], -1).any(axis=2)  # (rows, capacity)
         changed[rows, lengths] = False
         touched += int(changed.sum())
         new = after[rows, lengths]
         written = written and bool((new != POISON).all() and np.isfinite(to_numbers(new, buffer.dtype)).all())
     yield CheckResult(
-        "cache slots other than the written one", touched == 0, f"{touched} changed", "none changed"
+        "cache positions other than the written one", touched == 0, f"{touched} changed", "none changed"
     )
-    yield CheckResult("the written cache slot", written, "new" if written else "unchanged", "new")
+    yield CheckResult("the written cache position", written, "new" if written else "unchanged", "new")
 
 
 def _idle_states(session: Any, x: Array) -> CheckResult:
@@ -190,7 +192,7 @@ def _idle_states(session: Any, x: Array) -> CheckResult:
     return CheckResult("states of idle rows", changed == 0, f"{changed} changed", "none changed")
 
 
-def _with_slots(target: VerificationTarget, run: Run) -> Any:
+def _filled_session(target: VerificationTarget, run: Run) -> Any:
     """Open a session with a readable cache: of the users' runtime if possible, else of ONNX Runtime."""
     session = target.whole.open(run.max_seq_len)
     return session if isinstance(session, ReadableCache) else target.runtime.open(run.max_seq_len)
@@ -200,13 +202,13 @@ def _one_step(session: Any, x: Array) -> Array:
     return session.to_host(session.step(x))
 
 
-def _slots(session: Any) -> list[tuple[TensorSpec, Buffer]]:
-    """Return the tensors of a session's cache that have slots, and their memory."""
+def _cache_tensors(session: Any) -> list[tuple[TensorSpec, Buffer]]:
+    """Return the tensors of a session's cache that have an axis of positions, and their memory."""
     return [(tensor, session.kv_cache.buffers[tensor.name]) for tensor in session.kv_cache.tensors]
 
 
-def _slots_first(tensor: TensorSpec, buffer: Buffer) -> Array:
-    """Return a copy of a tensor of the cache with its slots as the second axis (rows, slots, ...)."""
+def _positions_first(tensor: TensorSpec, buffer: Buffer) -> Array:
+    """Return a copy of a tensor of the cache with its positions as the second axis (rows, capacity, ...)."""
     return np.moveaxis(buffer.read().copy(), tensor.shape.index("capacity"), 1)
 
 

@@ -86,7 +86,7 @@ def layers(target: VerificationTarget) -> Iterator[CheckResult]:
 def _graph_inputs(contract: GraphContract, forward: ForwardPass, capacity: int) -> Arrays:
     counts = forward.counts.sum(1)
     masks: dict[str, Any] = {"together": forward.together, "hidden": forward.unseen}
-    inputs = host_inputs(contract, forward.index, forward.positions, counts, slots=capacity, **masks)
+    inputs = host_inputs(contract, forward.index, forward.positions, counts, capacity=capacity, **masks)
     return {"x": forward.x, **inputs}
 
 

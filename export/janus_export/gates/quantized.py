@@ -158,7 +158,7 @@ def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     masks: dict[str, Any] = {"together": rows_read.blocks, "hidden": rows_read.hidden_in()}
     inputs: dict[str, Array] = {
         "x": x,
-        **host_inputs(contract, index, rows_read.of(index), counts, slots=tokens, **masks),
+        **host_inputs(contract, index, rows_read.of(index), counts, capacity=tokens, **masks),
     }
     for tensor in contract.inputs:
         if tensor.name not in inputs:

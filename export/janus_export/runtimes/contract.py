@@ -57,6 +57,6 @@ class GivesEvidence(Protocol):
 
 @runtime_checkable
 class ReadableCache(Protocol):
-    """A session whose cache can be read and written; verification fills unused slots."""
+    """A session whose cache can be read and written; verification fills unused positions."""
 
     kv_cache: KVCache

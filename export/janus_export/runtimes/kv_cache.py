@@ -18,12 +18,12 @@ HOST_INPUTS = ("positions", "mask", "write_index", "counts")
 class KVCache:
     """The keys and values of a session's rows, and states of recurrent layers. A row sees its own positions.
 
-    Attention reads all allocated slots, so on a CPU only a few more than the used ones are allocated: the
-    cost of a step depends on its context, not on the session's capacity. When rows need more slots, the
-    cache is copied into a larger one. On a GPU all slots are allocated at once, because a copy would go
-    through the host.
+    Attention reads all allocated positions, so on a CPU only a few more than the used ones are allocated: the
+    cost of a step depends on its context, not on max_seq_len. When rows need more positions, the cache is
+    copied into a larger one. On a GPU all positions are allocated at once, because a copy would go through
+    the host.
 
-    A state has no slots. A graph writes the new one beside it, and `Session.feed` copies it over the old one.
+    A state has no axis of positions. A graph writes the new state to other memory; `Session.feed` copies it.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class KVCache:
         allocate: Callable[[tuple[int, ...], str], Buffer],
         *,
         rows: int,
-        slots_for: Callable[[int], int],
+        capacity_for: Callable[[int], int],
     ) -> None:
         """Prepare ``rows`` rows; no memory is allocated yet.
 
-        ``allocate(shape, dtype)`` returns zeroed memory, ``slots_for(end)`` the number of slots per row once
-        a row reaches ``end``.
+        ``allocate(shape, dtype)`` returns zeroed memory, ``capacity_for(end)`` the positions per row once a
+        row reaches ``end``.
         """
         self.contract = backbone
         self.tensors = [tensor for tensor in backbone.inputs if tensor.name in backbone.aliases.values()]
@@ -45,24 +45,24 @@ class KVCache:
         self.state_tensors = [tensor for tensor in backbone.inputs if tensor.name in self.states]
         self.inputs = [tensor for tensor in backbone.inputs if tensor.name in HOST_INPUTS]
         self.allocate = allocate
-        self.slots_for = slots_for
-        self.rows, self.slots = rows, 0
-        self.buffers: dict[str, Buffer] = {}  # by input of the graph: (rows, heads, slots, head dim)
+        self.capacity_for = capacity_for
+        self.rows, self.capacity = rows, 0
+        self.buffers: dict[str, Buffer] = {}  # by input of the graph: (rows, heads, capacity, head dim)
         self.old_states, self.new_states = (self.state_buffers(rows) if rows else {} for _ in range(2))
 
     def reach(self, end: int) -> bool:
-        """Make sure that each row has ``end`` slots; return True if the memory moved."""
-        if end <= self.slots:
+        """Make sure that each row has ``end`` positions; return True if the memory moved."""
+        if end <= self.capacity:
             return False
-        before, self.slots = self.slots, self.slots_for(end)
+        before, self.capacity = self.capacity, self.capacity_for(end)
         for tensor in self.tensors:
             old = self.buffers.get(tensor.name)
-            new = self.allocate(tensor.sized({"rows": self.rows, "capacity": self.slots}), tensor.dtype)
+            new = self.allocate(tensor.sized({"rows": self.rows, "capacity": self.capacity}), tensor.dtype)
             axis = tensor.shape.index("capacity")
             if isinstance(old, HostBuffer) and isinstance(new, HostBuffer):
                 new.array[(*[slice(None)] * axis, slice(before))] = old.array
             elif old is not None:
-                padding = [(0, self.slots - before if i == axis else 0) for i in range(len(tensor.shape))]
+                padding = [(0, self.capacity - before if i == axis else 0) for i in range(len(tensor.shape))]
                 new.write(np.pad(old.read(), padding))
             self.buffers[tensor.name] = new
         return True
@@ -76,9 +76,9 @@ class KVCache:
         hidden: NDArray[np.bool_] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return the inputs that the host computes for new positions: see `host_inputs`."""
-        slots = self.slots
+        capacity = self.capacity
         return host_inputs(
-            self.contract, index, positions, counts, slots=slots, together=together, hidden=hidden
+            self.contract, index, positions, counts, capacity=capacity, together=together, hidden=hidden
         )
 
     def state_buffers(self, rows: int) -> dict[str, Buffer]:
@@ -99,7 +99,7 @@ def host_inputs(
     positions: NDArray[np.int64],
     counts: NDArray[np.int64],
     *,
-    slots: int,
+    capacity: int,
     together: NDArray[np.int64] | None = None,
     hidden: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[Any]]:
@@ -107,10 +107,10 @@ def host_inputs(
 
     Args:
         backbone: the graph's contract; it has those inputs that its cache needs.
-        index: of the positions in their rows (rows, T). A position sees the slots up to its own.
+        index: of the positions in their rows (rows, T). A position attends to those up to its own.
         positions: as `janus_modular.positions.RowPositions` returns them for the index.
         counts: how many of them each row keeps (rows,).
-        slots: of a row.
+        capacity: positions per row of the cache.
         together: the blocks (rows, T') of rows from their first position on. A new position sees all of its
             block, which has to be in this run; None: it is causal.
         hidden: the positions (rows, T') of rows, from their first on, that no position sees; None: all are
@@ -118,14 +118,14 @@ def host_inputs(
     """
 
     def mask() -> NDArray[np.bool_]:
-        seen = np.arange(slots) <= index[:, :, None]  # (rows, T, slots)
+        seen = np.arange(capacity) <= index[:, :, None]  # (rows, T, capacity)
         if together is not None:
-            blocks = np.zeros((len(index), max(slots, int(index.max()) + 1)), np.int64)
+            blocks = np.zeros((len(index), max(capacity, int(index.max()) + 1)), np.int64)
             blocks[:, : together.shape[1]] = together
             own = np.take_along_axis(blocks, index, axis=1)[:, :, None]  # (rows, T, 1)
-            seen |= (own > 0) & (own == blocks[:, None, :slots])
+            seen |= (own > 0) & (own == blocks[:, None, :capacity])
         if hidden is not None:
-            seen[:, :, : hidden.shape[1]] &= ~hidden[:, None, :slots]
+            seen[:, :, : hidden.shape[1]] &= ~hidden[:, None, :capacity]
         return seen[:, None]
 
     values: dict[str, Callable[[], NDArray[Any]]] = {

@@ -126,7 +126,7 @@ def _write_out(model: ir.Model, node: ir.Node, cap: float) -> None:
     assert key.shape is not None
     assert value is not None
     assert value.shape is not None
-    heads, head_dim, shared, slots = query.shape[1], query.shape[3], key.shape[1], key.shape[2]
+    heads, head_dim, shared, capacity = query.shape[1], query.shape[3], key.shape[1], key.shape[2]
     dtype = query.dtype or ir.DataType.FLOAT
     scale = node.attributes.get_float("scale", head_dim**-0.5)  # type: ignore[operator]  # sizes are numbers
 
@@ -145,11 +145,11 @@ def _write_out(model: ir.Model, node: ir.Node, cap: float) -> None:
     scaled = add("Mul", [query, number(scale, dtype)])  # first, against overflow in half precision
     grouped = view(scaled, shared, head_dim)  # (B, kv heads, groups * T, w)
     scores = add("MatMul", [grouped, add("Transpose", [key], perm=[0, 1, 3, 2])])
-    scores = view(add("Cast", [scores], to=int(ir.DataType.FLOAT)), heads, slots)  # (B, H, T, S)
+    scores = view(add("Cast", [scores], to=int(ir.DataType.FLOAT)), heads, capacity)  # (B, H, T, S)
     capped = add("Mul", [add("Tanh", [add("Div", [scores, number(cap)])]), number(cap)])
     seen = capped if mask is None else add("Where", [mask, capped, number(float("-inf"))])
     weights = add("Cast", [add("Softmax", [seen], axis=-1)], to=int(dtype))
-    x = view(add("MatMul", [view(weights, shared, slots), value]), heads, value.shape[3])
+    x = view(add("MatMul", [view(weights, shared, capacity), value]), heads, value.shape[3])
     old = node.outputs[0]
     x.name, x.type, x.shape = old.name, old.type, old.shape
     ir.convenience.replace_all_uses_with(old, x, replace_graph_outputs=True)

@@ -77,7 +77,7 @@ def test_on_meta_names_and_shapes_are_checked_without_memory() -> None:
     assert module.embed.weight.is_meta
 
 
-def test_lists_faults_by_the_innermost_component_and_not_without_end() -> None:
+def test_lists_errors_by_the_innermost_component_up_to_a_limit() -> None:
     tensors: dict[str, Tensor] = {f"head.extra{i}": torch.zeros(1) for i in range(30)}
     tensors["frozen"] = torch.zeros(3)
     outcome = load_weights(blank(), tensors.items())

@@ -33,8 +33,8 @@ from janus_modular.positions import RowPositions
 if TYPE_CHECKING:
     from janus_export.runtimes.ort.runtime import OnnxRuntime
 
-SPARE_SLOTS = 16
-"""Extra slots of a GPU's cache, for padding of full rows; feeding more positions reallocates it."""
+SPARE_POSITIONS = 16
+"""Extra positions of a GPU's cache, for padding of full rows; feeding more positions reallocates it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class OnnxSession(BundleSession):
 
     Steps exchange tensors in place: the backbone writes ``hidden``, graphs that sample read it and write
     ``x``, which the backbone reads. Addresses are bound once for each number of positions a row, and again
-    when rows outgrow their slots.
+    when rows outgrow their capacity.
     """
 
     def __init__(self, runtime: OnnxRuntime, max_seq_len: int, rows: int | None = None) -> None:
@@ -69,19 +69,19 @@ class OnnxSession(BundleSession):
         device, limit = self.runtime.device, self.max_seq_len
         bucket = self.runtime.config.bucket
 
-        def slots_for(end: int) -> int:
+        def capacity_for(end: int) -> int:
             if device.memory == "cpu":
                 return max(end, min(-(-end // bucket) * bucket, limit))
-            return max(end, limit + SPARE_SLOTS)
+            return max(end, limit + SPARE_POSITIONS)
 
         self.kv_cache = KVCache(
             self.runtime.graph("backbone").contract,
             lambda shape, dtype: allocate(shape, dtype, device),
             rows=count,
-            slots_for=slots_for,
+            capacity_for=capacity_for,
         )
         self.bound_steps: dict[tuple[int, int, int], BoundStep] = {}  # by first row, number of rows, and W
-        self.bound_slots = 0  # slots of the cache that they are bound to
+        self.bound_capacity = 0  # of the cache that these are bound to
 
     def read_prompts(self, prompts: Sequence[Prompt], first_row: int) -> Buffer:
         """Read prompts, a chunk of positions at a time, into their rows' part of the cache.
@@ -129,16 +129,16 @@ class OnnxSession(BundleSession):
     def feed_rows(self, x: Buffer | NDArray[Any], counts: NDArray[np.int64], first_row: int) -> Buffer:
         """Feed x (n, W, D) to the rows from ``first_row`` on; return their hidden states (n, W, D).
 
-        Each row has W slots behind its length, a full one too: the cache grows for padding as well.
+        Each row has W positions behind its length, a full row too: the cache grows for padding as well.
         """
         count, positions = x.shape[:2]
         if self.has_states and count < len(self.lengths):  # a state has no rows of its own to write to
             return super().feed_rows(x, counts, first_row)
         lengths = self.lengths[first_row : first_row + count]
         self.kv_cache.reach(int(lengths.max()) + positions)
-        if self.bound_slots != self.kv_cache.slots:  # the cache was reallocated
+        if self.bound_capacity != self.kv_cache.capacity:  # the cache was reallocated
             self.bound_steps.clear()
-            self.bound_slots = self.kv_cache.slots
+            self.bound_capacity = self.kv_cache.capacity
         step = self.bound_steps.get((first_row, count, positions)) or self._bind_step(
             first_row, count, positions
         )
@@ -220,13 +220,13 @@ class OnnxSession(BundleSession):
 
         Steps of one position, and steps of all rows, are kept: prompts are read in parts of any length.
         """
-        device, slots = self.runtime.device, self.kv_cache.slots
+        device, capacity = self.runtime.device, self.kv_cache.capacity
         shape = (count, positions, self.hidden_size)
         if positions == 1:  # graphs that sample read and write the same memory
             x, hidden = (view(self._step_buffer(name, count), shape) for name in ("x", "hidden"))
         else:
             x, hidden = (allocate(shape, self.runtime.dtype, device) for _ in range(2))
-        axes = {"rows": count, "tokens": positions, "capacity": slots}
+        axes = {"rows": count, "tokens": positions, "capacity": capacity}
         host_inputs = {
             tensor.name: allocate(tensor.sized(axes), tensor.dtype, device) for tensor in self.kv_cache.inputs
         }

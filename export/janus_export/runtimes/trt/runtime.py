@@ -104,7 +104,7 @@ class TensorRTRuntime:
         """
         if name not in self._opened:
             record = self.bundle.contract(name, self.variant)
-            dtypes = {slot["name"]: slot["dtype"] for slot in (*record["inputs"], *record["outputs"])}
+            dtypes = {spec["name"]: spec["dtype"] for spec in (*record["inputs"], *record["outputs"])}
             contract = GraphContract.read(name, record, dtypes)
             self._opened[name] = Engine(self.library, self.gpu, self.engines, contract)
         return self._opened[name]
@@ -124,11 +124,11 @@ class TensorRTRuntime:
         images = axes["images"] if set(axes) == {"images"} else None
         engine.require(profile, {} if images else axes)
         tensors = {
-            slot.name: DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype) for slot in contract.outputs
+            spec.name: DeviceTensor.zeros(self.gpu, spec.sized(axes), spec.dtype) for spec in contract.outputs
         }
         outputs = tuple(tensors.values())
-        for slot, value in contract.paired(inputs):
-            tensors[slot.name] = self._on_gpu(value, slot, axes)
+        for spec, value in contract.paired(inputs):
+            tensors[spec.name] = self._on_gpu(value, spec, axes)
         most = engine.profiles[profile].axes["images"][2] if images else 0
         if images is None or images <= most:
             self._enqueue(engine.bind(profile, axes, tensors))
@@ -137,9 +137,9 @@ class TensorRTRuntime:
             count = min(most, images - start)
             part = {name: tensor.rows(start, count) for name, tensor in tensors.items()}
             aligned = {  # engines write only to aligned addresses
-                slot.name: DeviceTensor.zeros(self.gpu, part[slot.name].shape, slot.dtype)
-                for slot in contract.outputs
-                if part[slot.name].address % ALIGNMENT
+                spec.name: DeviceTensor.zeros(self.gpu, part[spec.name].shape, spec.dtype)
+                for spec in contract.outputs
+                if part[spec.name].address % ALIGNMENT
             }
             self._enqueue(engine.bind(profile, {"images": count}, part | aligned))
             for output, tensor in aligned.items():
@@ -176,10 +176,10 @@ class TensorRTRuntime:
         binding.enqueue()
         self.gpu.hold(binding)
 
-    def _on_gpu(self, value: Any, slot: TensorSpec, axes: Mapping[str, int]) -> DeviceTensor:
+    def _on_gpu(self, value: Any, spec: TensorSpec, axes: Mapping[str, int]) -> DeviceTensor:
         if isinstance(value, DeviceTensor):
             return value
-        copied = DeviceTensor.zeros(self.gpu, slot.sized(axes), slot.dtype)
+        copied = DeviceTensor.zeros(self.gpu, spec.sized(axes), spec.dtype)
         copied.write(value)
         return copied
 

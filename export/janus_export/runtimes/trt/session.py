@@ -59,7 +59,7 @@ class TensorRTSession(BundleSession):
         Raises:
             PromptError: the engines were built for fewer rows.
         """
-        gpu, slots = self.gpu, self.runtime.engines.capacity
+        gpu, capacity = self.gpu, self.runtime.engines.capacity
         backbone = self.runtime.engine("backbone")
         for profile in ("prefill", "decode") if count else ():
             backbone.require(profile, {"rows": count})
@@ -68,7 +68,7 @@ class TensorRTSession(BundleSession):
             backbone.contract,
             lambda shape, dtype: DeviceTensor.zeros(gpu, shape, dtype),
             rows=count,
-            slots_for=lambda end: slots,  # their number is part of the engine
+            capacity_for=lambda end: capacity,  # fixed in the engine
         )
         self.bound_steps: dict[int, BoundStep] = {}  # by W
         self.captured: dict[tuple[Binding, ...], CapturedStep] = {}
@@ -127,9 +127,9 @@ class TensorRTSession(BundleSession):
     def feed(self, x: DeviceTensor | NDArray[Any], counts: NDArray[np.int64]) -> DeviceTensor:
         """Feed x (rows, W, D); return the hidden states (rows, W, D), the same memory for each W.
 
-        One run of the engine takes all positions if each row has as many free slots; otherwise as many as
-        fit into the fullest row. At least one slot is always free: a session's rows end before the
-        engine's last slot, which is for the padding of full rows.
+        One run of the engine takes all positions if each row has as many free positions; otherwise as many as
+        fit into the fullest row. At least one position is always free: a session's rows end before
+        the engine's last position, which is for the padding of full rows.
         """
         total = x.shape[1]
         source, hidden = self._exchange("x", total), self._exchange("hidden", total)
@@ -256,7 +256,7 @@ class TensorRTSession(BundleSession):
     def _positions_at_once(self, remaining: int, lengths: NDArray[np.int64]) -> int:
         """Return the number of positions per row in one run of the backbone, padding included."""
         low, _, high = self.runtime.engine("backbone").profiles["prefill"].axes["tokens"]
-        free = self.kv_cache.slots - int(lengths.max())
+        free = self.kv_cache.capacity - int(lengths.max())
         size = max(min(remaining, free, high), low)
         return size if remaining > 1 and size <= free else 1
 
@@ -275,7 +275,7 @@ class TensorRTSession(BundleSession):
     def _bind_step(self, positions: int) -> BoundStep:
         """Bind the tensors that steps of so many positions per row read and write."""
         cache = self.kv_cache
-        axes = {"rows": len(self.lengths), "tokens": positions, "capacity": cache.slots}
+        axes = {"rows": len(self.lengths), "tokens": positions, "capacity": cache.capacity}
         host_inputs = HostInputs(self.gpu, cache.inputs, axes, ahead=self.runtime.config.sync_every)
         binding = self._bind_backbone(
             "decode" if positions == 1 else "prefill",
@@ -302,7 +302,7 @@ class TensorRTSession(BundleSession):
         self, rows: int, positions: int, caches: Mapping[str, Any], new_states: Mapping[str, Any]
     ) -> BoundStep:
         """Bind the backbone for ``positions`` positions of prompts in ``rows`` rows."""
-        axes = {"rows": rows, "tokens": positions, "capacity": self.kv_cache.slots}
+        axes = {"rows": rows, "tokens": positions, "capacity": self.kv_cache.capacity}
         x = next(tensor for tensor in self.runtime.engine("backbone").contract.inputs if tensor.name == "x")
         host_inputs = HostInputs(self.gpu, [*self.kv_cache.inputs, x], axes, ahead=1)
         hidden = DeviceTensor.zeros(self.gpu, x.sized(axes), self.runtime.dtype)
