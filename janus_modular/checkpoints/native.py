@@ -218,7 +218,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         if not path.exists():
             trained = folder / "model"  # of a training run's folder
             hint = f" The model of this run is {trained}." if (trained / "config.json").exists() else ""
-            raise CheckpointError(f"{folder} is no checkpoint: it has no config.json.{hint}")
+            raise CheckpointError(
+                f"{folder} is no checkpoint: it has no config.json; expected the folder of a"
+                f" checkpoint, or of a bundle (manifest.json).{hint}"
+            )
     return read_json(path, CheckpointError)
 
 

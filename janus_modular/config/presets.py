@@ -25,8 +25,10 @@ def shipped() -> dict[str, Path]:
     }
 
 
-def find(config: str | Path) -> Path:
+def find(config: str | Path, *, named_in: str | Path | None = None) -> Path:
     """Return the file that ``config`` names: a path, a shipped name, or a model's bare name.
+
+    ``named_in``: the config in which it is named; a file beside that is suggested.
 
     Raises:
         ConfigError: there is no such file.
@@ -43,6 +45,12 @@ def find(config: str | Path) -> Path:
     quoted = f"'{printable(config)}'"
     problem = f"{quoted} is a folder" if is_folder else f"there is no config {quoted}"
     files = [str(file) for file in Path().glob("*.yaml")]
+    beside = None if named_in is None else Path(named_in).expanduser().parent / Path(config)
+    if beside is not None and beside.is_file():
+        raise ConfigError(
+            f"{problem}: expected a path from the working directory, as every path in a config is. Write"
+            f" '{printable(beside)}'."
+        )
     hint = did_you_mean(str(config), files) or did_you_mean(
         name, [*known, *(preset.removeprefix("model/") for preset in known)]
     )

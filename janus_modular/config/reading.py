@@ -26,7 +26,11 @@ MAX_NODES = 10_000
 
 
 def load(
-    config: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), plugins: Plugins | None = None
+    config: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    plugins: Plugins | None = None,
+    *,
+    named_in: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return a config as plain mappings and lists, overridden and interpolated, not yet checked.
 
@@ -35,24 +39,32 @@ def load(
             file mean built-in components, also where a plugin provides components of the same names.
         overrides: ``a.b=c``; they reach inside the model that a top-level ``model: NAME`` names.
         plugins: the known components: a change of a component's name drops its old options.
+        named_in: the config that names this one, for the hint of an error.
 
     Raises:
         ConfigError: there is no such file, it is not YAML, or an override is not written ``a.b=c``.
     """
-    return _load(config, [parse(text) for text in overrides], plugins or default_plugins())
+    return _load(config, [parse(text) for text in overrides], plugins or default_plugins(), named_in)
 
 
 def _load(
-    config: str | Path | Mapping[str, Any], overrides: list[Override], plugins: Plugins
+    config: str | Path | Mapping[str, Any],
+    overrides: list[Override],
+    plugins: Plugins,
+    named_in: str | Path | None,
 ) -> dict[str, Any]:
-    tree = _copied(config) if isinstance(config, Mapping) else _read(find(config), plugins)
+    if isinstance(config, Mapping):
+        file, tree = None, _copied(config)
+    else:
+        file = find(config, named_in=named_in)
+        tree = _read(file, plugins)
     inside: list[Override] = []
     for keys, value in overrides:
         if keys == ["model"]:
             tree["model"] = value
     if isinstance(tree.get("model"), str):
         inside = [(keys[1:], value) for keys, value in overrides if keys[0] == "model" and len(keys) > 1]
-        tree["model"] = _load(tree["model"], inside, plugins)
+        tree["model"] = _load(tree["model"], inside, plugins, file)
     done = {("model", *keys) for keys, _ in inside} | {("model",)}
     apply(
         tree, [change for change in overrides if tuple(change[0]) not in done], share_slot=plugins.share_slot

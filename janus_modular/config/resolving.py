@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -34,7 +34,9 @@ def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = N
     walk = _Walk(plugins or default_plugins(), errors)
     instance = walk.dataclass(tree, schema, "", label=schema.__name__)
     if walk.errors:
-        raise config_error(walk.errors, of_components=walk.met_components)
+        inside = tuple(f"{path}{end}" for path in walk.component_paths for end in (".", "["))
+        of_components = any(f"{error.path}.".startswith(inside) for error in walk.errors)
+        raise config_error(walk.errors, of_components=of_components)
     return cast(T, instance)
 
 
@@ -45,14 +47,19 @@ class _Walk:
         self.plugins = plugins
         self.errors = errors
         self.unresolved = {error.path for error in errors}
-        self.met_components = False  # True once a field that holds a component was seen
+        self.component_paths: list[str] = []  # of fields that hold components, or several
 
     def error(self, path: str, problem: str, expected: str, hint: str = "") -> Any:
         """Record an error; return None in the place of the value that could not be built."""
         self.errors.append(FieldError(path, problem, expected, hint))
 
-    def dataclass(self, raw: Any, schema: type[Any], path: str, *, label: str) -> Any:
-        """Build ``schema`` from a mapping; ``label`` names its owner in errors."""
+    def dataclass(
+        self, raw: Any, schema: type[Any], path: str, *, label: str, further: Sequence[str] = ()
+    ) -> Any:
+        """Build ``schema`` from a mapping; ``label`` names its owner in errors.
+
+        ``further``: keys that are allowed beside the fields, and were read already.
+        """
         if not isinstance(raw, Mapping):
             return self.error(path, _describe(raw), f"a mapping (key: value) for {label}")
         before, unresolved = len(self.errors), False
@@ -63,15 +70,16 @@ class _Walk:
             return self.error(
                 path, f"{label} has annotations that cannot be read: {error}", "", "Tell its author."
             )
+        allowed = [*further, *known]
         for key in raw:
-            if key not in known:
+            if key not in allowed:
                 self.error(
                     _join(path, key),
                     "unknown key",
-                    f"one of {', '.join(known)}",
+                    f"one of {', '.join(allowed)}",
                     new_name(str(key), known)
                     or _key_hint(str(key), type_hints)
-                    or did_you_mean(str(key), known),
+                    or did_you_mean(str(key), allowed),
                 )
         values, valid = {}, set[str]()
         for name, field in known.items():
@@ -126,7 +134,8 @@ class _Walk:
     def field(self, raw: Mapping[str, Any], field: Field[Any], type_hint: Any, path: str) -> Any:
         """Build one field's value; MISSING where the dataclass has a default for it."""
         slot = field.metadata.get("slot")
-        self.met_components |= bool(slot)
+        if slot:
+            self.component_paths.append(path)
         if field.name in raw and not (slot and raw[field.name] is None):
             return self.value(raw[field.name], type_hint, path, slot)
         inner, optional = _unwrap(type_hint)
@@ -175,9 +184,13 @@ class _Walk:
         name = raw.get("name") if isinstance(raw, Mapping) else None
         if not isinstance(name, str):
             names = ", ".join(self.plugins.names(slot))
-            return self.error(
-                path, _describe(raw), f"{a_component(slot)}, {{name: ...}}", f"Registered: {names}"
-            )
+            found, hint = _describe(raw), f"Registered: {names}"
+            if isinstance(raw, Mapping) and raw and "name" not in raw:
+                found, hint = (
+                    f"found options without a name: {', '.join(map(str, raw))}",
+                    f"Add `name`. {hint}",
+                )
+            return self.error(path, found, f"{a_component(slot)}, {{name: ...}}", hint)
         try:
             entry = self.plugins.entry(slot, name)
         except MissingExtraError as error:
@@ -186,8 +199,8 @@ class _Walk:
         except JanusError as error:
             return self.error(_join(path, "name"), str(error), "")
         options = {key: value for key, value in raw.items() if key != "name"}
-        before = len(self.errors)
-        config = self.dataclass(options, entry.config, path, label=f"the {slot_label(slot)} '{name}'")
+        before, label = len(self.errors), f"the {slot_label(slot)} '{name}'"
+        config = self.dataclass(options, entry.config, path, label=label, further=("name",))
         if slot not in MODEL_SLOTS:
             for key in ("pretrained", "revision"):
                 if getattr(config, key, None) is not None and options.get(key) is not None:

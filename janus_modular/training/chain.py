@@ -54,7 +54,13 @@ def load_stages(config: str, overrides: Sequence[str], plugins: Plugins) -> dict
             changes.append(f"output={Path(whole.output) / name}")
             changes += [f"init={Path(before.output) / 'model'}"] if before else []
         try:
-            stages[name] = resolve(load(file, changes, plugins), TrainConfig, plugins)
+            stage = load(file, changes, plugins, named_in=config)
+            if before and stage.get("model") is not None:
+                raise ConfigError(
+                    "found `model`; expected none, because this stage starts from the result of the stage"
+                    f" before. Remove it there, or set {name}.model=null."
+                )
+            stages[name] = resolve(stage, TrainConfig, plugins)
         except ConfigError as error:
             raise ConfigError(f"{name} ({file}): {error}", error.errors) from error
         if before and stages[name].init != str(Path(before.output) / "model"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from janus_modular.errors import TrainingError
-from janus_modular.training.schema import EarlyStopConfig
+from janus_modular.training.validation_schema import EarlyStopConfig
 
 KEY = "early_stop"
 """Where the training record of a checkpoint has the state."""

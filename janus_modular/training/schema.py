@@ -13,6 +13,7 @@ from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.suggest import did_you_mean
 from janus_modular.training.component_settings import policy_errors, wrap_errors
 from janus_modular.training.mixture import MixturePhase, samples_before
+from janus_modular.training.validation_schema import ValidationConfig
 
 MAX_COUNT = 1_000_000
 """Largest batch, accumulate and number of workers: each is the length of a list or a number of threads."""
@@ -116,22 +117,6 @@ class BadSamplesConfig:
 
 
 @dataclass
-class EarlyStopConfig:
-    """When a run ends before its last step."""
-
-    source: str  # held-out source whose loss counts: a key of validation.sources
-    patience: int = 3  # validations in a row without a lower loss, after which the run ends
-    min_delta: float = 0.0  # a loss is lower if it is by more than this
-
-    def __post_init__(self) -> None:
-        """Raise an error for values that would end a run at once, or never."""
-        if self.patience < 1 or not 0 <= self.min_delta < inf:
-            raise ValueError(
-                f"patience {self.patience}, min_delta {self.min_delta}: expected at least 1 and 0."
-            )
-
-
-@dataclass
 class CodesConfig:
     """Codes of target images that are stored before training, by `data encode`."""
 
@@ -146,54 +131,6 @@ class CodesConfig:
             raise ValueError(f"variants: {self.variants}; expected at least 1, or null.")
         if self.path is not None and not self.path.strip():
             raise ValueError(f"path: found {self.path!r}; expected the name of a folder, or null.")
-
-
-@dataclass
-class ValidationConfig:
-    """What the model is measured on during training."""
-
-    every: int = 0  # steps, and after the last; 0: never
-    sources: dict[str, ComponentSpec] = component("sources")  # held out: no source of the mixture
-    samples: int = 64  # of each source: always the same; all of a source that has fewer
-    prompts: list[str] = field(default_factory=list)  # drawn each time, from the same noise
-    guidance: float | None = None  # of these drawings; null: the default of the image sampler
-    temperature: float | None = None  # of these drawings; null: the default of the image sampler
-    questions: Any = None  # answered each time: [{text: ..., images: [path]}]
-    max_tokens: int = 64  # of an answer
-    weights: Literal["trained", "ema"] = "trained"  # ema: the averages of TrainConfig.ema
-    early_stop: EarlyStopConfig | None = None  # ends the run when a loss no longer falls
-
-    def __post_init__(self) -> None:
-        """Raise an error for settings without effect."""
-        if self.every < 0 or self.samples < 1 or self.max_tokens < 1:
-            raise ValueError(
-                f"every {self.every}, samples {self.samples}, max_tokens {self.max_tokens}: expected at least"
-                " 0, 1 and 1."
-            )
-        if self.early_stop and self.early_stop.source not in self.sources:
-            raise ValueError(
-                f"early_stop.source: found '{self.early_stop.source}'; expected a key of validation.sources:"
-                f" {', '.join(self.sources) or 'there is none'}."
-            )
-        if len(set(self.prompts)) < len(self.prompts):  # a tracker gets images by their prompts
-            raise ValueError(f"prompts: found {self.prompts}; expected each prompt once.")
-        if not self.prompts and (self.guidance is not None or self.temperature is not None):
-            raise ValueError("guidance and temperature are those of drawings: expected prompts beside them.")
-        self.questions = [] if self.questions is None else self.questions
-        is_list = isinstance(self.questions, list)
-        for question in self.questions if is_list else [self.questions]:
-            is_valid = isinstance(question, dict) and isinstance(question.get("text"), str)
-            is_valid = is_valid and isinstance(question.get("images", []), list)
-            if not (is_list and is_valid and set(question) <= {"text", "images"}):
-                raise ValueError(
-                    f"questions: found {question!r:.80}; expected a list of {{text: ..., images: [path]}}."
-                )
-        measured = bool(self.sources or self.prompts or self.questions)
-        if measured != bool(self.every):
-            raise ValueError(
-                "expected every, and something to measure: sources, prompts or questions; found"
-                f" every {self.every} and {'some' if measured else 'none'} of these."
-            )
 
 
 @dataclass
@@ -249,7 +186,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check each field and the fields against each other; all errors are reported at once."""
         self.dtype = dtype_name(self.dtype)
-        errors = [*self._number_errors(), *self._mixture_errors()]
+        errors = [*self._value_errors(), *self._mixture_errors()]
         errors = errors or self._share_errors()
         if not self.learn:
             errors.append(
@@ -287,15 +224,21 @@ class TrainConfig:
         return [name for name in self.sources if any(phase.shares.get(name, 0) > 0 for phase in phases)]
 
     def unused_before_stop(self) -> list[str]:
-        """Return a remark for each source and phase that ``schedule.stop`` leaves out.
+        """Return a remark for each source, phase and learning rate that the last step does not reach.
 
-        No error: such a run may be continued to ``schedule.steps``, and each of these has its turn there.
+        No error: such a run may be continued, and each of these has its turn then.
         """
-        phases, last = self.mixture_phases(), self.schedule.num_steps
+        phases, last, warmup = self.mixture_phases(), self.schedule.num_steps, self.schedule.warmup
+        remarks = []
+        if warmup > last:
+            remarks.append(
+                f"schedule.warmup: {warmup:,} steps, and the run ends at step {last:,}: the learning rate"
+                f" stays below optimizer.lr, at {last / warmup:.0%} of it at most."
+            )
         if self.mixture_unit == "tokens":
-            return []
+            return remarks
         drawn = samples_before(phases, self.batch, last)
-        remarks = [
+        remarks += [
             f"mixture: no sample of source '{name}' is taken before schedule.stop, step {last:,}."
             for name in self.used_sources()
             if not drawn.get(name)
@@ -306,7 +249,7 @@ class TrainConfig:
             if phase.until is not None and phase.until >= last
         ]
 
-    def _number_errors(self) -> list[str]:
+    def _value_errors(self) -> list[str]:
         minimum = {"batch": 1, "accumulate": 1, "checkpoint_every": 1, "keep": 1, "log_every": 1}
         minimum |= {"workers": 0, "seed": 0}
         errors = [
@@ -318,6 +261,13 @@ class TrainConfig:
             f"{name}: {getattr(self, name):,}; expected at most {MAX_COUNT:,}."
             for name in ("batch", "accumulate", "workers")
             if getattr(self, name) > MAX_COUNT
+        ]
+        if self.worker_type == "process" and not self.workers:
+            errors.append("worker_type: process, which has no effect with workers 0; expected 1 or more.")
+        errors += [
+            f"trackers[{i}]: equal to another before it; expected each tracker once."
+            for i, tracker in enumerate(self.trackers)
+            if tracker in self.trackers[:i]
         ]
         if not self.output.strip():
             errors.append(f"output: found {self.output!r}; expected the name of a folder.")

@@ -169,7 +169,10 @@ def _prepare(
     if checkpoint is not None:
         load_state(checkpoint, engine, config)
         if engine.next_step == config.schedule.num_steps and not quiet:
-            done = f"nothing is left to train: all {engine.next_step} steps of the schedule are done"
+            done = (
+                f"nothing is left to train: all {engine.next_step} steps of the schedule are done. A larger"
+                " schedule.steps (or schedule.stop) trains on."
+            )
             Console(stderr=True).print(done, **PLAIN)
     check_finite(model, str(checkpoint or config.init or "the model with its pretrained components"))
     builder = batch_builder(config, data, model, assembly.processor, processes, codes)

@@ -115,7 +115,7 @@ def check_keys(
     check_values(keys, where)
     model_type = str(keys["model_type"])
     if model_type not in CONFIG_MAPPING:
-        families = list(families)
+        families = list(dict.fromkeys(families))
         close = get_close_matches(model_type, families, n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(families[:3])} ..."
         raise ConfigError(f"transformers {transformers.__version__} has no model_type '{model_type}'. {hint}")

@@ -372,7 +372,10 @@ def test_a_config_of_another_type_is_a_single_error():
 
 def test_errors_name_plugins_show_only_for_configs_with_components(made_up: Plugins):
     with pytest.raises(ConfigError, match="plugins show NAME"):
-        resolve({"wide": 3}, ModelConfig, made_up)
+        resolve(load("tiny", ["generation.head.deep=1"]), ModelConfig)
+    with pytest.raises(ConfigError) as elsewhere:
+        resolve(load("tiny", ["processor.deep=1"]), ModelConfig)
+    assert "plugins show" not in str(elsewhere.value)
     with pytest.raises(ConfigError) as caught:
         resolve({"wide": 3}, Inner, made_up)
     assert "plugins show" not in str(caught.value)

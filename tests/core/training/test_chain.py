@@ -128,6 +128,11 @@ def test_the_published_chains_are_valid():
             [],
             "stage3: init is .*stage2.*expected .*stage1",
         ),
+        (
+            {"chain": ["train/janus/stage1", "train/janus/stage2"], "output": "runs/x"},
+            ["stage2.model=tiny"],
+            r"stage2 .*found `model`; expected none.* stage2\.model=null",
+        ),
         ({"chain": ["train/janus/stage1"]}, ["stage1.batch=0"], r"(?s)stage1 .*batch: 0"),
         ({"chain": ["train/janus/stage1"]}, ["stage2.batch=1"], "stage2"),
         ({"chain": ["train/janus/stage1"]}, ["stage1=1"], "stage1"),  # a whole stage: no setting of it

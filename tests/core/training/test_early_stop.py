@@ -12,8 +12,8 @@ from janus_modular.plugins import default_plugins
 from janus_modular.training.early_stop import EarlyStop
 from janus_modular.training.run_chain import train_chain
 from janus_modular.training.run_record import open_run
-from janus_modular.training.schema import EarlyStopConfig
 from janus_modular.training.train import train
+from janus_modular.training.validation_schema import EarlyStopConfig
 
 from .conftest import Make
 

@@ -183,7 +183,7 @@ def test_without_a_terminal_each_log_entry_is_a_line(file: Path, monkeypatch: py
     ]
     assert "\r" not in result.stderr
     resumed = CliRunner().invoke(app, ["train", str(file), *words, "--resume"])
-    assert "nothing is left to train: all 5 steps of the schedule are done\n" in resumed.stderr
+    assert "nothing is left to train: all 5 steps of the schedule are done. A larger " in resumed.stderr
     assert all(entry["samples"] == 4 for entry in logged)
 
 

@@ -194,6 +194,30 @@ def test_what_a_stop_leaves_out_is_remarked_and_no_error() -> None:
     assert not resolve(load("train/janus_pro/stage2"), TrainConfig).unused_before_stop()
 
 
+def test_a_warm_up_that_the_run_does_not_finish_is_remarked() -> None:
+    config = resolve(load(raw(schedule={"steps": 40, "warmup": 50, "stop": 10})), TrainConfig)
+    assert config.unused_before_stop() == [
+        "schedule.warmup: 50 steps, and the run ends at step 10: the learning rate stays below optimizer.lr,"
+        " at 20% of it at most."
+    ]
+    config = resolve(load(raw(schedule={"steps": 40, "warmup": 40})), TrainConfig)
+    assert not config.unused_before_stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"worker_type": "process", "workers": 0}, "worker_type: process, which has no effect with workers"),
+        ({"trackers": ["jsonl", "tensorboard", "jsonl"]}, r"trackers\[2\]: equal to another before it"),
+    ],
+)
+def test_settings_without_effect_are_errors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(load(raw(**settings)), TrainConfig)
+    two_files = ["jsonl", {"name": "jsonl", "file": "copy.jsonl"}]
+    assert len(resolve(load(raw(trackers=two_files)), TrainConfig).trackers) == 2
+
+
 def test_sources_without_a_share_are_not_used() -> None:
     assert resolve(load(raw(mixture={"text": 1, "draw": 0})), TrainConfig).used_sources() == ["text"]
     assert resolve(load("train/janus_pro/stage1"), TrainConfig).used_sources() == [

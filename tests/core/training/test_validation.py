@@ -20,8 +20,8 @@ from janus_modular.model.batch import collate
 from janus_modular.plugins import default_plugins
 from janus_modular.training.dry_run import dry_run
 from janus_modular.training.run_setup import open_sources
-from janus_modular.training.schema import ValidationConfig
 from janus_modular.training.train import train
+from janus_modular.training.validation_schema import ValidationConfig
 from janus_modular.weights.files import open_weights
 
 from .conftest import Make, Rank

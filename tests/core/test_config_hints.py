@@ -1,0 +1,37 @@
+"""What errors of configs suggest: where a file is, and which key is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from janus_modular.config import load, resolve, to_yaml
+from janus_modular.config.schema import ModelConfig
+from janus_modular.errors import ConfigError
+
+
+def test_a_config_beside_the_file_that_names_it_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/mine.yaml").write_text(to_yaml(load("tiny")), "utf-8")
+    (tmp_path / "inner/run.yaml").write_text("model: mine.yaml", "utf-8")
+    with pytest.raises(ConfigError, match=r"from the working directory.* Write 'inner/mine.yaml'"):
+        load("inner/run.yaml")
+    assert load("inner/run.yaml", ["model=inner/mine.yaml"])["model"] == load("tiny")
+
+
+def test_a_component_without_a_name_and_a_misspelt_name():
+    tree = load("tiny")
+    del tree["generation"]["name"]
+    tree["backbone"]["nmae"] = "hf"
+    with pytest.raises(ConfigError) as caught:
+        resolve(tree, ModelConfig)
+    unnamed, misspelt = caught.value.errors
+    assert (unnamed.path, unnamed.problem) == (
+        "generation",
+        "found options without a name: height, width, tokenizer, adaptor, head",
+    )
+    assert unnamed.hint.startswith("Add `name`. Registered: autoregressive")
+    assert (misspelt.path, misspelt.hint) == ("backbone.nmae", "Did you mean 'name'?")
+    assert misspelt.expected.startswith("one of name, pretrained, revision, config")
