@@ -24,7 +24,7 @@ from training_overhead import CPU, prepare, training_config, write_texts
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.training.checkpoint_writer import CheckpointWriter
 from janus_modular.training.engine import Engine
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import step_losses
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         model.generation.tokenizer.requires_grad_(False)  # type: ignore[union-attr]
         batches = prepare(config, assembly, 2) * (arguments.steps // 2)
         engine: Engine[Any] = Engine(
-            model, lambda batch: janus_losses(model, batch, CPU), config.optimizer, config.schedule
+            model, lambda batch: step_losses(model, batch, CPU), config.optimizer, config.schedule
         )
         writer = CheckpointWriter(assembly, engine, config)
 

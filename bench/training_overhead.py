@@ -27,10 +27,10 @@ from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
 from janus_modular.plugins import default_plugins
 from janus_modular.training.engine import Engine
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import step_losses
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import StepBatch
+from janus_modular.training.step_builder import StepBatch
 
 CPU = torch.device("cpu")
 DECODER = {
@@ -107,7 +107,7 @@ def main() -> None:
         model = deepcopy(assembly.model).train()
         model.generation.tokenizer.requires_grad_(False)  # type: ignore[union-attr]
         engine: Engine[Any] = Engine(
-            model, lambda batch: janus_losses(model, batch, CPU), config.optimizer, config.schedule
+            model, lambda batch: step_losses(model, batch, CPU), config.optimizer, config.schedule
         )
 
         def run() -> None:

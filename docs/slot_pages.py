@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
-from janus_modular import ComponentConfig, interfaces, protocols
+from janus_modular import ComponentConfig, interfaces, objectives, protocols
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.plugins.options import comments_of, options_of
 from janus_modular.plugins.scaffold import write_plugin
@@ -65,6 +65,12 @@ RELATED: dict[str, tuple[str, ...]] = {
     "sources": (
         *(f"sequence.{name}" for name in ("Sample", "Message", "Text", "ImageInput", "ImageTarget")),
         "protocols.Fingerprinted",
+    ),
+    "objectives": (
+        *("objectives.Losses", "objectives.ReadsExamples", "objectives.ComparesExamples"),
+        *("processing.sample_images.image_of", "processing.sample_images.captioned_image_of"),
+        *("training.exchange.gather_examples", "capabilities.ReconstructsImages"),
+        *("capabilities.Reconstruction", "capabilities.DerivesWeights"),
     ),
     "trackers": ("protocols.LogsImages", "protocols.LogsTexts", "protocols.LogsConfig"),
     "schedulers": ("protocols.BatchState", "protocols.TaskState", "protocols.Plan"),
@@ -119,7 +125,7 @@ def _interface(slot: str) -> Iterator[str]:
     hook = getattr(Hooks, f"register_{slot}")
     yield "## Interface"
     [name] = re.findall(r"Registry\[(\w+)", inspect.get_annotations(hook)["registry"])
-    module = interfaces if hasattr(interfaces, name) else protocols
+    module = next(module for module in (interfaces, objectives, protocols) if hasattr(module, name))
     yield from _reference(module, name)
     if related := RELATED.get(slot):
         yield "## Related classes and functions"

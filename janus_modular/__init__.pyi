@@ -40,6 +40,9 @@ from .janus import Janus as Janus
 from .protocols import EncodedImages as EncodedImages
 from .capabilities import AlignsHiddenStates as AlignsHiddenStates
 from .capabilities import CopiesRows as CopiesRows
+from .capabilities import DerivesWeights as DerivesWeights
+from .capabilities import Reconstruction as Reconstruction
+from .capabilities import ReconstructsImages as ReconstructsImages
 from .capabilities import EncodesImages as EncodesImages
 from .capabilities import ReturnsLayer as ReturnsLayer
 from .protocols import Fingerprinted as Fingerprinted
@@ -81,11 +84,20 @@ from .capabilities import TranslatesToOnnx as TranslatesToOnnx
 from .interfaces import UnderstandingEncoder as UnderstandingEncoder
 from .interfaces import component as component
 from .model.model import JanusModel as JanusModel
+from .objectives import ComparesExamples as ComparesExamples
+from .objectives import Losses as Losses
+from .objectives import Objective as Objective
+from .objectives import ReadsExamples as ReadsExamples
 from .plugins import Plugins as Plugins
 from .plugins import default_plugins as default_plugins
 from .processing.image_io import open_image as open_image
 from .processing.processor import Drawing as Drawing
 from .processing.processor import Processor as Processor
+from .processing.sample_images import caption_ids as caption_ids
+from .processing.sample_images import captioned_image_of as captioned_image_of
+from .processing.sample_images import image_of as image_of
+from .processing.sample_images import input_pixels as input_pixels
+from .processing.sample_images import target_pixels as target_pixels
 from .registry import Registry as Registry
 from .registry import hookimpl as hookimpl
 from .sessions import BaseSession as BaseSession
@@ -105,5 +117,10 @@ from .model.sampling import mark_not_finite as mark_not_finite
 from .model.sampling import sample_with_noise as sample_with_noise
 from .sequence import Text as Text
 from .sequence import unconditional as unconditional
+from .training.exchange import gather_examples as gather_examples
+from .training.exchange import gathered_rows as gathered_rows
+from .training.exchange import sum_over_processes as sum_over_processes
+from .training.objective import Multimodal as Multimodal
+from .training.objective import MultimodalConfig as MultimodalConfig
 
 __version__: str

@@ -6,7 +6,8 @@ Shapes as in ``janus_modular.interfaces``. Nothing has to be inherited.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, RowCache
 
@@ -78,6 +79,18 @@ class ReshapesGrid(Adaptor, Protocol):
 
         Return (1, P') if positions correspond to no place of the image.
         """
+        ...
+
+
+@runtime_checkable
+class DerivesWeights(GenerationPath, Protocol):
+    """A generation path with weights that begin as a function of its frozen submodules: a table of codes.
+
+    A stage that trains such a submodule keeps them so, unless they had been trained before.
+    """
+
+    def derived_weights(self) -> Mapping[str, Tensor]:
+        """Return the values with which these weights begin, by their names in the path."""
         ...
 
 
@@ -187,6 +200,44 @@ class LoadsPretrained(Protocol):
 
         Raises:
             CheckpointError: the weights do not fit. (Missing weights may be returned instead.)
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The result of `ReconstructsImages.reconstruct`."""
+
+    pixels: Tensor  # (N, 3, H, W) in ``value_range``, not clipped; gradients reach encoder and decoder
+    losses: Mapping[str, Tensor]  # scalars that regularise the encoded images, weighted: commitment, kl ...
+    distance: Literal["l1", "l2"] = "l2"  # the component's own measure of pixels: absolute, or squared
+    codes: Tensor | None = None  # (N, P) or (N, P, S) code ids, where images are encoded as codes
+
+    def pixel_loss(self, pixels: Tensor, distance: Literal["l1", "l2"] | None = None) -> Tensor:
+        """Return the mean distance (scalar) from the images (N, 3, H, W); None: the component's own."""
+        difference = self.pixels - pixels.to(self.pixels.dtype)
+        absolute = (distance or self.distance) == "l1"
+        return difference.abs().mean() if absolute else difference.square().mean()
+
+    def named_losses(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return ``pixels``, the component's own distance from the images, and its further losses."""
+        return {"pixels": self.pixel_loss(pixels), **self.losses}
+
+
+@runtime_checkable
+class ReconstructsImages(Protocol):
+    """An image tokenizer or autoencoder that gives the images it makes of images, with gradients.
+
+    An objective compares them with the images, by its own measures. ``losses`` of the slot's interface are
+    the component's choice of such a measure, and what regularises it.
+    """
+
+    value_range: tuple[float, float]  # of pixels, in and out
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode pixels (N, 3, H, W) in ``value_range`` and decode them, as in training.
+
+        In training mode, running statistics (moving averages of a codebook, say) may be updated.
         """
         ...
 

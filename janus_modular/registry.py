@@ -19,6 +19,7 @@ from janus_modular.interfaces import (
     ImageTokenizer,
     UnderstandingEncoder,
 )
+from janus_modular.objectives import Objective
 from janus_modular.protocols import (
     CheckpointFormat,
     ImageSampler,
@@ -210,6 +211,10 @@ class Hooks:
     @hookspec
     def register_sources(self, registry: Registry[Source]) -> None:
         """Register sources of training samples, built as ``factory(config)``."""
+
+    @hookspec
+    def register_objectives(self, registry: Registry[Objective]) -> None:
+        """Register objectives of training, built as ``factory(config, model)``."""
 
     @hookspec
     def register_trackers(self, registry: Registry[Tracker]) -> None:

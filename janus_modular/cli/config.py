@@ -151,6 +151,7 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
         from janus_modular.model.checks import shape_errors
         from janus_modular.plugins import default_plugins
         from janus_modular.training.initial_model import sampler_errors
+        from janus_modular.training.objective import build_objective, check_settings, reads_examples
         from janus_modular.training.run_setup import check_row_length
         from janus_modular.training.schema import TrainConfig
         from janus_modular.training.trainable import set_trainable
@@ -173,8 +174,11 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
         raise config_error(errors)
     _check_context(built)
     if isinstance(resolved, TrainConfig):
-        set_trainable(built, resolved.learn)
-        check_row_length(resolved, built)
+        objective = build_objective(resolved.objective, built, default_plugins(), "meta")
+        set_trainable(built, resolved.learn, objective.trains)
+        check_settings(resolved, objective)
+        if not reads_examples(objective):
+            check_row_length(resolved, built)
     return []
 
 

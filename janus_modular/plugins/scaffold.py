@@ -59,6 +59,9 @@ CONTRACT_TESTS = {
         examples="NumpySession, prompt",
     ),
     "sources": ContractTest("SourceContract", "{cls}({cls}Config()), [0, 1]"),
+    "objectives": ContractTest(
+        "ObjectiveContract", "on_tiny_model({cls}, {cls}Config())", testing="on_tiny_model"
+    ),
     "trackers": ContractTest(
         "TrackerContract", 'lambda folder: {cls}({cls}Config(), folder), {{"loss": 0.5}}'
     ),

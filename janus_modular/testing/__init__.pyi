@@ -10,6 +10,7 @@ from .contracts import HeadContract as HeadContract
 from .contracts import ImageAutoencoderContract as ImageAutoencoderContract
 from .contracts import ImageTokenizerContract as ImageTokenizerContract
 from .contracts import CheckpointFormatContract as CheckpointFormatContract
+from .contracts import ObjectiveContract as ObjectiveContract
 from .contracts import RuntimeContract as RuntimeContract
 from .contracts import ImageSamplerContract as ImageSamplerContract
 from .contracts import SchedulerContract as SchedulerContract
@@ -20,6 +21,7 @@ from .contracts import UnderstandingEncoderContract as UnderstandingEncoderContr
 from .contracts import parametrize_with_checks as parametrize_with_checks
 from .examples import CheckpointFormatExample as CheckpointFormatExample
 from .examples import SamplingExample as SamplingExample
+from .objective_checks import on_tiny_model as on_tiny_model
 from .running import Result as Result
 from .running import checks_of as checks_of
 from .running import run_check as run_check

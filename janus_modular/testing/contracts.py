@@ -104,6 +104,10 @@ class SourceContract(Contract, slot="sources"):
     """``make`` returns a source and a few indices of samples."""
 
 
+class ObjectiveContract(Contract, slot="objectives"):
+    """``make`` returns an objective and an example: ``on_tiny_model(factory, config)`` returns both."""
+
+
 class TrackerContract(Contract, slot="trackers"):
     """``make`` returns a function that opens the tracker in a folder, and named values to log."""
 

@@ -25,6 +25,7 @@ from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
 from janus_modular.registry import slot_label
 from janus_modular.testing.examples import NumpySession, SamplingExample, prompt
+from janus_modular.testing.objective_checks import objective_example
 from janus_modular.testing.running import Make
 
 TINY = ("tiny", "tiny_flow")
@@ -163,6 +164,11 @@ def _tracker(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Exam
     return open_tracker, {"loss": 0.5, "lr": 1e-3}
 
 
+def _objective(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
+    example = objective_example(plugins)
+    return build(spec, example.model), example
+
+
 def _scheduler(spec: ComponentSpec, build: ModelBuilder, plugins: Plugins) -> Example:
     return build(spec), 8
 
@@ -178,6 +184,7 @@ EXAMPLES: Mapping[str, Callable[[ComponentSpec, ModelBuilder, Plugins], Example]
     "text_samplers": _sampler,
     "image_samplers": _sampler,
     "sources": _source,
+    "objectives": _objective,
     "trackers": _tracker,
     "schedulers": _scheduler,
 }

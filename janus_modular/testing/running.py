@@ -33,6 +33,7 @@ class Result:
 def checks_of(slot: str) -> list[Check]:
     """Return the checks of a slot: our own, then those of installed packages; slow checks last."""
     import janus_modular.testing.common_checks
+    import janus_modular.testing.objective_checks
     import janus_modular.testing.scheduler_checks
     import janus_modular.testing.session_checks
     import janus_modular.testing.sharding

@@ -22,10 +22,12 @@ from janus_modular.training.bad_samples import (
 from janus_modular.training.encode_images import open_run_codes
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import SampleRef
-from janus_modular.training.run_setup import batch_builder, open_sources
+from janus_modular.training.objective import build_objective
+from janus_modular.training.run_setup import open_sources, step_builder
 from janus_modular.training.sample_workers import SampleWorkers, WorkerType
 from janus_modular.training.schema import BadSamplesConfig, TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
+from janus_modular.training.step_builder import StepBuilder
 
 
 @dataclass
@@ -109,8 +111,9 @@ def check_data(
         JanusError: the config cannot be used, or a source cannot be opened.
     """
     assembly = initial_model(config, plugins, "meta")
+    objective = build_objective(config.objective, assembly.model, plugins, "meta")
     codes, sources = open_run_codes(config, assembly, plugins), open_sources(config, plugins)
-    builder = batch_builder(config, sources, assembly.model, assembly.processor, codes=codes)
+    builder = step_builder(config, sources, assembly, objective, codes=codes)
     return check_sources(
         builder,
         workers=config.workers,
@@ -121,7 +124,7 @@ def check_data(
 
 
 def check_sources(
-    builder: BatchBuilder,
+    builder: StepBuilder,
     *,
     workers: int = 0,
     worker_type: WorkerType = "thread",
@@ -129,7 +132,8 @@ def check_sources(
     on_progress: OnProgress | None = None,
 ) -> dict[str, SourceReport]:
     """Return the report of each source, from its first epoch or from the first ``limit`` samples of it."""
-    builder = replace(builder, condition_dropout=0.0)  # pads in place of prompts would look like duplicates
+    if isinstance(builder, BatchBuilder):
+        builder = replace(builder, condition_dropout=0.0)  # pads in place of prompts look like duplicates
     reports = {}
     for name, source in builder.mixture.sources.items():
         report = reports[name] = SourceReport(len(source))
@@ -147,9 +151,11 @@ def check_sources(
     return reports
 
 
-def check_sample(builder: BatchBuilder, ref: SampleRef) -> CheckedSample:
+def check_sample(builder: StepBuilder, ref: SampleRef) -> CheckedSample:
     """Read a sample as a training run does, without a replacement if it cannot be used."""
     checked = CheckedSample(builder.mixture.index(ref))
+    if not isinstance(builder, BatchBuilder):
+        return _check_example(builder, ref, checked)
 
     def measured(sample: Sample, drops_condition: bool) -> Sequence:
         sequence = builder.sequence(sample, drops_condition)
@@ -166,6 +172,20 @@ def check_sample(builder: BatchBuilder, ref: SampleRef) -> CheckedSample:
     if builder.codes is not None:
         images = [image for sequence in sequences for image in sequence.generation_images]
         checked.not_encoded = sum(builder.codes.find(x) is None for x in images if x.dtype == np.uint8)
+    return checked
+
+
+def _check_example(builder: StepBuilder, ref: SampleRef, checked: CheckedSample) -> CheckedSample:
+    """Read a sample as the example of an objective, which counts as one supervised item."""
+    try:
+        [example], _, _ = builder.try_sample(ref)
+    except SampleError as error:
+        checked.problem, checked.reason = error.problem, str(error)
+        return checked
+    digest = blake2b(digest_size=16)
+    for name, array in example.items():
+        digest.update(f"{name}{array.dtype}{array.shape}".encode() + array.tobytes())
+    checked.supervised, checked.digest = 1, digest.digest()
     return checked
 
 

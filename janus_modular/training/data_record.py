@@ -11,7 +11,7 @@ from janus_modular.protocols import Fingerprinted, Source
 from janus_modular.training.bad_samples import BadSampleCounter
 from janus_modular.training.mixture import count_samples
 from janus_modular.training.schema import BadSamplesConfig
-from janus_modular.training.step_batches import StepBatch
+from janus_modular.training.step_builder import StepBatch
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -21,19 +21,20 @@ from janus_modular.training.data_record import DataRecord
 from janus_modular.training.encode_images import open_run_codes
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
+from janus_modular.training.objective import build_objective, reads_examples, trained_modules
 from janus_modular.training.optimizer import build_optimizer
 from janus_modular.training.parallel import blocks_of, check_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import check_output
 from janus_modular.training.run_setup import (
     autocast_dtype,
-    batch_builder,
     find_checkpoint,
     open_sources,
     open_validation,
+    step_builder,
 )
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import StepBatch
+from janus_modular.training.step_builder import StepBatch
 from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
 
 FLOAT32_BYTES = 4
@@ -57,10 +58,11 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     checkpoint, _ = find_checkpoint(output, config, resume)
     assembly = initial_model(config, plugins, "meta", checkpoint=checkpoint)
     model = assembly.model
-    set_trainable(model, config.learn)
+    objective = build_objective(config.objective, model, plugins, "meta")
+    set_trainable(model, config.learn, objective.trains)
     check_components(model, config.parallel, config.activation_checkpointing, config.compile)
-    build_optimizer(model, config.optimizer)  # checks its groups
-    console.print(trainable_table(model))
+    build_optimizer(trained_modules(model, objective), config.optimizer)  # checks its groups
+    console.print(trainable_table(model, cast(nn.Module, objective)))
     half = autocast_dtype(config.dtype, choose_device(config.device)) is not None
     layout: dict[str, Any] = {
         "half": half,
@@ -78,9 +80,9 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
         record = read_record(checkpoint)["training"]
         DataRecord(sources, config.bad_samples).resume(record, accept=config.changed_data == "accept")
     codes = open_run_codes(config, assembly, plugins)
-    builder = batch_builder(config, sources, model, assembly.processor, processes, codes)
+    builder = step_builder(config, sources, assembly, objective, processes, codes)
     check_reached(model, builder, config)
-    open_validation(config, builder, plugins)
+    open_validation(config, builder, plugins, objective)
     console.print("the weights were not read; the run checks at its start that all are finite")
     step_batch = builder.build(0)
     console.print(_step_table(step_batch))
@@ -88,11 +90,19 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     console.print(epochs_table(builder.mixture, config.schedule.num_steps))
     for bad_sample in step_batch.bad_samples:
         console.print(str(bad_sample), markup=False, highlight=False)
-    console.print(_memory_line(estimate_memory(model, step_batch, **layout)))
+    if not reads_examples(objective):
+        console.print(_memory_line(estimate_memory(model, step_batch, **layout)))
 
 
 def _step_table(step_batch: StepBatch) -> Table:
-    view = Table("source", "samples", "tokens", title="A step (the first)")
+    title = "A step (the first)"
+    if not step_batch.tokens:  # examples
+        view = Table("source", "samples", title=title)
+        view.columns[1].justify = "right"
+        for name, samples in step_batch.samples.items():
+            view.add_row(name, f"{samples:,}")
+        return view
+    view = Table("source", "samples", "tokens", title=title)
     for column in view.columns[1:]:
         column.justify = "right"
     for name, samples in step_batch.samples.items():
@@ -104,6 +114,10 @@ def _step_table(step_batch: StepBatch) -> Table:
 
 
 def _step_line(config: TrainConfig, step_batch: StepBatch) -> str:
+    if not step_batch.tokens:
+        count = len(step_batch.batches)
+        micro_batches = f" in {count} micro-batches" if count > 1 else ""
+        return f"{step_batch.supervised:,} examples{micro_batches}; {config.schedule.num_steps:,} steps"
     tokens = sum(step_batch.tokens.values())
     rows = sum(len(batch.tokens) for batch in step_batch.batches)
     filled = tokens / sum(batch.tokens.numel() for batch in step_batch.batches)

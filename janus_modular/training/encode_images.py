@@ -30,6 +30,7 @@ from janus_modular.training.bad_samples import BadSample, BadSampleCounter, Samp
 from janus_modular.training.image_codes import ImageCodes, ImageCodesWriter, digest, folder_bytes, image_bytes
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import SampleRef
+from janus_modular.training.objective import refuse_examples
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.sample_workers import SampleWorkers
 from janus_modular.training.schema import TrainConfig
@@ -172,6 +173,7 @@ def encode_data(
         raise ConfigError("codes.path is not set; expected the folder to write: codes.path=FOLDER.")
     device = choose_device(config.device)
     assembly = initial_model(config, plugins, "meta")
+    refuse_examples(config, assembly.model, plugins, "it reads images, not their codes")
     builder = batch_builder(
         config, open_sources(config, plugins, sources), assembly.model, assembly.processor
     )

@@ -45,7 +45,7 @@ class Loss:
     counts: Mapping[str, float] = field(default_factory=dict)  # metric name: total in this micro-batch
 
 
-Objective = Callable[[BatchT], Iterable[Loss]]
+StepLosses = Callable[[BatchT], Iterable[Loss]]
 """Yields the loss of each micro-batch of a step; its backward pass runs before the next loss is computed."""
 
 
@@ -72,15 +72,21 @@ class Metrics:
         return means | {name: count / self.steps for name, count in self.counts.items()}
 
 
-def scalar_objective(losses: Callable[[BatchT], Mapping[str, Tensor]]) -> Objective[BatchT]:
-    """Make an objective of a function that returns named scalar losses; their sum is minimised."""
+def scalar_losses(losses: Callable[[BatchT], Mapping[str, Tensor]]) -> StepLosses[BatchT]:
+    """Make the losses of a step of a function that returns named scalar losses; their sum is minimised."""
 
-    def objective(batch: BatchT) -> Iterator[Loss]:
+    def step_losses(batch: BatchT) -> Iterator[Loss]:
         named = losses(batch)
         means = {f"loss/{name}": (value.detach(), 1.0) for name, value in named.items()}
         yield Loss(torch.stack(list(named.values())).sum(), means)
 
-    return objective
+    return step_losses
+
+
+def _state_of(module: nn.Module, path: str | None) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a submodule by their names in the module, in the same memory."""
+    state = {} if path is None else module.get_submodule(path).state_dict()
+    return {f"{path}.{name}": tensor for name, tensor in state.items()}
 
 
 class Engine(Generic[BatchT]):
@@ -89,17 +95,19 @@ class Engine(Generic[BatchT]):
     def __init__(
         self,
         module: nn.Module,
-        objective: Objective[BatchT],
+        losses: StepLosses[BatchT],
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         *,
         autocast: torch.dtype | None = None,
         processes: Processes | None = None,
         ema: float | None = None,
+        auxiliary: str | None = None,
     ) -> None:
         """Train the parameters of ``module`` that require a gradient, computing in the dtype ``autocast``.
 
-        With ``ema``, a decay, averages of the weights are kept.
+        With ``ema``, a decay, averages of the weights are kept. ``auxiliary`` is the path of a submodule
+        that is no part of what is trained in the end: all of it is in the state, and no averages of it are.
 
         With several ``processes``, each computes the losses of its share of a step's samples, and gradients
         and metrics are summed over all of them.
@@ -117,11 +125,14 @@ class Engine(Generic[BatchT]):
         }
         if not self.parameters:
             raise TrainingError("nothing would be trained: every parameter is frozen.")
-        self.objective = objective
+        self.losses = losses
+        self.module = module
         self.config = optimizer
         self.schedule = schedule
         self.optimizer = build_optimizer(module, optimizer)
-        self.averages = None if ema is None else WeightAverages(self.trainable, ema)
+        self.auxiliary = _state_of(module, auxiliary)
+        lasting = {name: p for name, p in self.trainable.items() if name not in self.auxiliary}
+        self.averages = None if ema is None else WeightAverages(lasting, ema)
         self.device = self.parameters[0].device
         self.autocast = autocast
         self.processes = processes or Processes()
@@ -156,7 +167,7 @@ class Engine(Generic[BatchT]):
         sums: dict[str, list[Any]] = {}  # name: [sum, weight], still on the device
         counts: dict[str, float] = {}
         with self._named_on_error():
-            losses = iter(self.objective(batch))
+            losses = iter(self.losses(batch))
             while (loss := self._forward(losses)) is not None:
                 if loss.value.requires_grad:  # not where a micro-batch reaches frozen modules alone
                     loss.value.backward()
@@ -257,9 +268,9 @@ class Engine(Generic[BatchT]):
             )
 
     def untrained(self) -> list[str]:
-        """Return the names of trainable parameters that no step had a gradient for."""
-        state = self.optimizer.state
-        return [name for name, parameter in self.trainable.items() if parameter not in state]
+        """Return the names of trainable parameters that no step had a gradient for, but auxiliary ones."""
+        state, lasting = self.optimizer.state, self.trainable.keys() - self.auxiliary.keys()
+        return [name for name, p in self.trainable.items() if p not in state and name in lasting]
 
     def check_finite(self) -> None:
         """Check that all of the state is finite, before it is saved: every tensor is read once.
@@ -283,6 +294,7 @@ class Engine(Generic[BatchT]):
         tensors = {
             **self.trainable,
             **self.running_statistics,
+            **self.auxiliary,
             **{f"ema of {name}": x for name, x in (self.averages.averages if self.averages else {}).items()},
             **{
                 f"optimizer {key} of {name}": value

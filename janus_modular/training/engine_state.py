@@ -1,7 +1,8 @@
 """The training state of an engine: tensors, sharded as its parameters are, and a record of plain numbers.
 
 Tensors have names such as ``training/optimizer/exp_avg/backbone.norm.weight``, and averages of the weights
-``training/ema/backbone.norm.weight``. Random states are those of a process each,
+``training/ema/backbone.norm.weight``. What an objective itself trains is saved whole, with its buffers, as
+``training/auxiliary/objective.scale``. Random states are those of a process each,
 ``training/random/00003/cpu``; nothing else depends on the number of processes.
 """
 
@@ -25,6 +26,7 @@ PREFIX = "training/"
 """How the names of a state's tensors begin, so that no weight has such a name."""
 
 OPTIMIZER = f"{PREFIX}optimizer/"
+AUXILIARY = f"{PREFIX}auxiliary/"
 RANDOM = f"{PREFIX}random/"
 
 
@@ -37,7 +39,8 @@ def state_tensors(engine: Engine[Any]) -> dict[str, Tensor]:
         if value.ndim
     }
     averages = {f"{EMA}{name}": average for name, average in _averages(engine).items()}
-    return tensors | averages | random_state(engine)
+    auxiliary = {f"{AUXILIARY}{name}": tensor for name, tensor in engine.auxiliary.items()}
+    return tensors | averages | auxiliary | random_state(engine)
 
 
 def state_record(engine: Engine[Any]) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def empty_tensors(
                 tensors[name] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
             else:
                 tensors[name] = torch.empty(shape, dtype=dtype)
-        elif name.startswith(own_random):
+        elif name.startswith((own_random, AUXILIARY)):
             tensors[name] = torch.empty(shape, dtype=dtype)
         elif not name.startswith(RANDOM):
             raise ValueError(f"it has {name.removeprefix(PREFIX)}, which this run does not train with")
@@ -118,9 +121,23 @@ def restore_state(engine: Engine[Any], record: Mapping[str, Any], tensors: Mappi
     averages = {name.removeprefix(EMA): value for name, value in tensors.items() if name.startswith(EMA)}
     if engine.averages and (record["ema"] or averages):
         engine.averages.load_state_dict(averages)
+    _restore_auxiliary(engine, tensors)
     engine.optimizer.load_state({engine.trainable[name]: values for name, values in moments.items()})
     set_random_state(engine, tensors)
     engine.next_step = engine.first_step = step
+
+
+def _restore_auxiliary(engine: Engine[Any], tensors: Mapping[str, Tensor]) -> None:
+    """Copy the saved parameters and buffers of the auxiliary module into it."""
+    saved = {name.removeprefix(AUXILIARY): x for name, x in tensors.items() if name.startswith(AUXILIARY)}
+    own, stored = (
+        {(name, tuple(x.shape), str(x.dtype)) for name, x in state.items()}
+        for state in (engine.auxiliary, saved)
+    )
+    if different := sorted(own ^ stored):
+        raise ValueError(f"the parameters of the objective differ, first {different[0][0]}")
+    for name, tensor in engine.auxiliary.items():
+        tensor.copy_(saved[name])
 
 
 def random_state(engine: Engine[Any]) -> dict[str, Tensor]:

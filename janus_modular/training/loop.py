@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from janus_modular.errors import TrainingError
 from janus_modular.protocols import Tracker
-from janus_modular.training.engine import Engine, Metrics, scalar_objective
+from janus_modular.training.engine import Engine, Metrics, scalar_losses
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.trackers import tracker_errors
 
@@ -46,7 +46,7 @@ def fit(
         TrainingError: no parameter is trainable, a loss is not finite, or ``batches`` ends too early.
     """
     module.train()
-    engine = Engine(module, scalar_objective(losses), optimizer, schedule, autocast=autocast)
+    engine = Engine(module, scalar_losses(losses), optimizer, schedule, autocast=autocast)
     metrics = run(engine, batches, title=title, trackers=trackers, log_every=log_every, quiet=quiet)
     module.eval()
     return metrics

@@ -9,13 +9,15 @@ import torch
 from janus_modular.atomic_writes import write_text
 from janus_modular.errors import list_briefly
 from janus_modular.foreign import reason
-from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
+from janus_modular.objectives import Objective
 from janus_modular.processing.processor import Processor
 from janus_modular.training.engine import Engine
+from janus_modular.training.objective import to_device
 from janus_modular.training.run_folder import step_name
 from janus_modular.training.sample_preview import StepPreview, as_html, previews
-from janus_modular.training.step_batches import BatchBuilder, PreparedSample, StepBatch, with_equal_passes
+from janus_modular.training.step_batches import BatchBuilder, with_equal_passes
+from janus_modular.training.step_builder import PreparedSample, StepBatch, StepBuilder
 from janus_modular.training.validation import evaluating
 
 FOLDER = "non_finite"
@@ -27,9 +29,10 @@ MAX_NAMED = 5
 def describe_samples(
     model: JanusModel,
     engine: Engine[StepBatch],
-    builder: BatchBuilder,
+    builder: StepBuilder,
     processor: Processor,
     output: Path,
+    objective: Objective,
     *,
     is_sharded: bool,
 ) -> str:
@@ -40,7 +43,7 @@ def describe_samples(
     What fails here is only noted: it must not hide the error that it explains.
     """
     try:
-        samples = _search(model, engine, builder, is_sharded=is_sharded)
+        samples = _search(model, engine, builder, objective, is_sharded=is_sharded)
         of_ranks = engine.processes.gather([_name(sample, builder) for sample in samples])
         names = [name for names in of_ranks for name in names]
         if not names:
@@ -48,6 +51,9 @@ def describe_samples(
                 "Each of the step's samples has finite losses alone, without dropout: the gradients are too"
                 " large, or a sample fails only beside others."
             )
+        named = list_briefly(names, MAX_NAMED)
+        if not isinstance(builder, BatchBuilder):
+            return f"Losses of these samples are not finite, alone too: {named}."
         folder, rank = output / FOLDER, engine.processes.rank
         if samples:
             spans_of_samples = [
@@ -58,7 +64,6 @@ def describe_samples(
             of_rank = "" if engine.processes.world == 1 else f"-rank{rank}"
             page = as_html(preview, title=f"Not finite: step {engine.next_step}")
             write_text(folder / f"{step_name(engine.next_step)}{of_rank}.html", page)
-        named = list_briefly(names, MAX_NAMED)
         return f"Losses of these samples are not finite, alone too: {named}. See the pages in {folder}."
     except Exception as error:
         return f"The samples of the step could not be searched: {reason(error)}"
@@ -66,25 +71,31 @@ def describe_samples(
 
 @torch.no_grad()
 def _search(
-    model: JanusModel, engine: Engine[StepBatch], builder: BatchBuilder, *, is_sharded: bool
+    model: JanusModel,
+    engine: Engine[StepBatch],
+    builder: StepBuilder,
+    objective: Objective,
+    *,
+    is_sharded: bool,
 ) -> list[PreparedSample]:
     """Return this process's samples of the step whose losses are not finite."""
     processes = engine.processes
     refs = builder.sample_refs(engine.next_step)
     prepared = processes.together(lambda: [builder.prepare(ref) for ref in refs])
-    pairs = [(sample, collate([sequence])) for sample in prepared for sequence in sample.sequences]
+    pairs = [(sample, builder.alone(sequence)) for sample in prepared for sequence in sample.sequences]
     batches = [batch for _, batch in pairs]
-    if is_sharded:
+    if is_sharded and isinstance(builder, BatchBuilder):
         batches = with_equal_passes(batches, processes)
     non_finite: list[PreparedSample] = []
-    with evaluating(model, engine.device, engine.autocast):
+    with evaluating(engine.module, engine.device, engine.autocast):
         for number, batch in enumerate(batches):
-            losses = model(batch.to(engine.device)).losses.values()
+            on_device = to_device(batch, engine.device)
+            losses = objective.losses(model, on_device, step=engine.next_step).terms.values()
             is_finite = all(bool(loss.isfinite().all()) for loss in losses)
             if not is_finite and number < len(pairs) and pairs[number][0] not in non_finite:
                 non_finite.append(pairs[number][0])
     return non_finite
 
 
-def _name(sample: PreparedSample, builder: BatchBuilder) -> str:
+def _name(sample: PreparedSample, builder: StepBuilder) -> str:
     return f"sample {builder.mixture.index(sample.ref)} of source '{sample.ref.source}'"

@@ -65,6 +65,7 @@ FIXED = {
     "mixture_unit": "the order of samples follows from it",
     "seed": "the order of samples follows from it",
     "sources": "the order of samples follows from their names",
+    "objective": "the state of training belongs to it",
     "learn": "the optimizer's state belongs to the trainable parameters",
     "model": "the checkpoint holds the model",
     "wrap": "the checkpoint holds the model",

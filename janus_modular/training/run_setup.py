@@ -8,23 +8,28 @@ from pathlib import Path
 
 import torch
 
+from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
 from janus_modular.model.model import JanusModel
+from janus_modular.objectives import Objective, ReadsExamples
 from janus_modular.plugins import Plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source
 from janus_modular.suggest import did_you_mean
+from janus_modular.training.example_batches import ExampleBuilder
 from janus_modular.training.image_codes import ImageCodes
 from janus_modular.training.mixture import Mixture
+from janus_modular.training.objective import check_settings, compares_examples
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run
 from janus_modular.training.run_folder import incomplete_checkpoints, newest_checkpoint
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
+from janus_modular.training.step_builder import StepBuilder
 from janus_modular.training.token_mixture import mixed_by_tokens
 from janus_modular.training.validation import Validation
 
@@ -59,7 +64,9 @@ def open_sources(
     return {name: ready[name] if name in ready else opened[name] for name in config.used_sources()}
 
 
-def open_validation(config: TrainConfig, builder: BatchBuilder, plugins: Plugins) -> Validation | None:
+def open_validation(
+    config: TrainConfig, builder: StepBuilder, plugins: Plugins, objective: Objective
+) -> Validation | None:
     """Open the sources that are held out, and prepare their samples; None if the run is not validated.
 
     Raises:
@@ -69,7 +76,7 @@ def open_validation(config: TrainConfig, builder: BatchBuilder, plugins: Plugins
     if not config.validation.every:
         return None
     sources = _opened(config.validation.sources, "validation.sources", plugins)
-    return Validation(config, sources, builder, plugins)
+    return Validation(config, sources, builder, plugins, objective)
 
 
 def _opened(specs: Mapping[str, ComponentSpec], path: str, plugins: Plugins) -> dict[str, Source]:
@@ -148,6 +155,36 @@ def batch_builder(
         config.schedule.steps,
         workers=config.workers,
         worker_type=config.worker_type,
+    )
+
+
+def step_builder(
+    config: TrainConfig,
+    sources: Mapping[str, Source],
+    assembly: ModelAssembly,
+    objective: Objective,
+    processes: Processes | None = None,
+    codes: ImageCodes | None = None,
+) -> StepBuilder:
+    """Return the builder of an objective's batches: token sequences, or examples.
+
+    Raises:
+        JanusError: as `batch_builder` does; or a setting has no effect on examples.
+    """
+    check_settings(config, objective)
+    processor = assembly.processor
+    if not isinstance(objective, ReadsExamples):
+        return batch_builder(config, sources, assembly.model, processor, processes, codes)
+    for remark in config.unused_before_stop():
+        log.warning(remark)
+    return ExampleBuilder(
+        mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed),
+        example=lambda sample, rng: objective.example(sample, processor, rng),
+        compares=compares_examples(objective),
+        policy=config.bad_samples,
+        accumulate=config.accumulate,
+        rank=processes.rank if processes else 0,
+        world=processes.world if processes else 1,
     )
 
 

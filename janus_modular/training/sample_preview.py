@@ -24,9 +24,10 @@ from janus_modular.training.bad_samples import METRIC_NAMES
 from janus_modular.training.dry_run import USE_COLUMNS, use_rows
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture, SampleRef
+from janus_modular.training.objective import refuse_examples
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import PreparedSample
+from janus_modular.training.step_builder import PreparedSample
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def preview_step(config: TrainConfig, plugins: Plugins, *, n: int, step: int = 0
             " steps). Choose one up to that."
         )
     assembly = initial_model(config, plugins, "meta")
+    refuse_examples(config, assembly.model, plugins, "`data check` reads its samples")
     processor = assembly.processor
     builder = batch_builder(config, open_sources(config, plugins), assembly.model, processor)
     mixture = builder.mixture

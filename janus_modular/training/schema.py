@@ -138,6 +138,9 @@ class TrainConfig:
     """One training run: a stage."""
 
     learn: list[str]  # module paths, ``*`` for one name in a path; everything else is frozen
+    objective: ComponentSpec | None = component(
+        "objectives"
+    )  # what is minimised, {name: image-reconstruction}; null: multimodal, the loss of Janus' stages
     sources: dict[str, ComponentSpec] = component("sources")  # by a name of your choice
     mixture: Any = (
         None  # shares of the sources in the steps' samples, {name: share}; or [{until: step, name: share}]

@@ -1,66 +1,21 @@
-"""The tensors of each training step, built from samples that threads or processes prepare ahead."""
+"""The batches of token sequences that training steps take, and what several processes have in common."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from janus_modular.errors import DataError, JanusError, UnsupervisedError
-from janus_modular.foreign import printable
+from janus_modular.errors import DataError, JanusError
 from janus_modular.model.batch import Batch, collate, pack
 from janus_modular.sequence import IGNORE_INDEX, Sample, Sequence
-from janus_modular.training.bad_samples import (
-    METRIC_NAMES,
-    Action,
-    BadSample,
-    Problem,
-    SampleError,
-    cut,
-    split,
-)
+from janus_modular.training.bad_samples import METRIC_NAMES, Action, Problem, SampleError, cut, split
 from janus_modular.training.image_codes import ImageCodes
 from janus_modular.training.mixture import Mixture, SampleRef
 from janus_modular.training.processes import Processes
-from janus_modular.training.sample_workers import SampleWorkers, WorkerType
-from janus_modular.training.schema import BadSamplesConfig
-
-STEPS_AHEAD = 2
-"""Steps that are prepared while another is computed."""
-
-MAX_ATTEMPTS = 100
-"""Samples of a source that are tried in place of an unusable sample."""
-
-
-@dataclass(frozen=True)
-class PreparedSample:
-    """The sequences of a sample, and the samples that could not be used unchanged in its place."""
-
-    ref: SampleRef  # the attempt that was used
-    sequences: list[Sequence]  # several where a text was split
-    bad_samples: list[BadSample]
-
-
-@dataclass
-class StepBatch:
-    """The samples of one step, as micro-batches."""
-
-    batches: list[Batch]  # the micro-batches that the gradient is accumulated over
-    supervised: int  # positions that the loss is averaged over
-    samples: dict[str, int]  # by source
-    tokens: dict[str, int]  # positions, by source
-    bad_samples: list[BadSample] = field(default_factory=list)
-
-    def bad_sample_counts(self) -> dict[str, float]:
-        """Return the metrics ``skipped/SOURCE``, ``cut/SOURCE`` and ``split/SOURCE``."""
-        counts: dict[str, float] = {}
-        for bad_sample in self.bad_samples:
-            name = f"{METRIC_NAMES[bad_sample.action]}/{bad_sample.source}"
-            counts[name] = counts.get(name, 0) + 1
-        return counts
+from janus_modular.training.step_builder import PreparedSample, StepBatch, StepBuilder, count_samples
 
 
 def shared(
@@ -111,117 +66,68 @@ def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class BatchBuilder:
-    """Builds the batches of a mixture. Pure: a step has the same batch wherever it is built."""
+class BatchBuilder(StepBuilder):
+    """Builds batches of token sequences, which the processor makes of samples."""
 
-    mixture: Mixture
     sequence: Callable[[Sample, bool], Sequence]  # the processor; the flag says to drop the condition
     image_tokens: int  # positions of a target image
     pad: int  # token id
     length: int | None = None  # of packed rows; None: a row for each sample
     longest: int | None = None  # positions of a row that holds one sample; None: any number
-    accumulate: int = 1  # micro-batches
     condition_dropout: float = 0.0
-    rank: int = 0  # of this process; each of ``world`` processes takes its share of every step
-    world: int = 1
-    policy: BadSamplesConfig = field(default_factory=BadSamplesConfig)
     codes: ImageCodes | None = None  # stored codes, in place of target images
 
-    def prepare(self, ref: SampleRef) -> PreparedSample:
-        """Return a sample as token ids and pixels; a skipped sample is replaced by another of its source.
+    def finish(self, ref: SampleRef, examples: list[Any]) -> list[Sequence]:
+        """Return sequences with their seeds, and with stored codes in place of target images.
 
         Raises:
-            DataError: the sample cannot be used, and the policy does not skip it; names source and index.
             TrainingError: a target image has no stored codes.
         """
-        bad_samples: list[BadSample] = []
-        for attempt in range(MAX_ATTEMPTS):
-            tried = replace(ref, attempt=attempt)
-            index = self.mixture.index(tried)
-            try:
-                sequences, action, reason = self.try_sample(tried)
-            except SampleError as error:
-                bad_samples.append(self.skipped(tried, error))
-                continue
-            if action:
-                bad_samples.append(BadSample(ref.source, index, action, reason))
-            seed = int(self.mixture.rng(tried, purpose=2).integers(2**63))
-            sequences = [replace(sequence, seed=seed) for sequence in sequences]
-            if self.codes is not None:
-                sequences = [self.codes.encode(sequence) for sequence in sequences]
-            return PreparedSample(tried, sequences, bad_samples)
-        raise DataError(
-            f"source '{ref.source}': {MAX_ATTEMPTS} samples in a row cannot be used, the last being sample"
-            f" {bad_samples[-1].index}: {printable(bad_samples[-1].reason)}"
-        )
-
-    def skipped(self, ref: SampleRef, error: SampleError) -> BadSample:
-        """Return the record of a sample that is skipped.
-
-        Raises:
-            DataError: the policy does not skip it; names source and index.
-        """
-        index = self.mixture.index(ref)
-        if getattr(self.policy, error.problem) != "skip":
-            raise DataError(
-                f"source '{ref.source}', sample {index}: {printable(error, most=2000)}"
-            ) from error
-        return BadSample(ref.source, index, "skip", str(error))
+        seed = int(self.mixture.rng(ref, purpose=2).integers(2**63))
+        sequences = [replace(sequence, seed=seed) for sequence in examples]
+        return sequences if self.codes is None else [self.codes.encode(sequence) for sequence in sequences]
 
     def collate(self, prepared: list[PreparedSample]) -> StepBatch:
         """Lay the samples of a step out as micro-batches."""
         sequences = [sequence for sample in prepared for sequence in sample.sequences]
         rows = [[sequence] for sequence in sequences] if self.length is None else pack(sequences, self.length)
         row_groups = np.array_split(np.arange(len(rows)), self.accumulate)
-        samples: dict[str, int] = {}
         tokens: dict[str, int] = {}
-        for sample in prepared:
-            samples[sample.ref.source] = samples.get(sample.ref.source, 0) + 1
         for sequence in sequences:
             tokens[sequence.source] = tokens.get(sequence.source, 0) + len(sequence)
         return StepBatch(
             batches=[collate([rows[i] for i in group], pad=self.pad) for group in row_groups if len(group)],
             supervised=sum(map(self.count_supervised, sequences)),
-            samples=samples,
+            samples=count_samples(prepared),
             tokens=tokens,
             bad_samples=[bad_sample for sample in prepared for bad_sample in sample.bad_samples],
         )
 
-    def build(self, step: int) -> StepBatch:
-        """Build the batch of one step, without threads."""
-        return self.collate([self.prepare(ref) for ref in self.sample_refs(step)])
+    def held_out(self, mixture: Mixture, accumulate: int) -> BatchBuilder:
+        """Return the builder of a mixture of validation: no condition is dropped, and images are encoded."""
+        return BatchBuilder(
+            mixture=mixture,
+            sequence=lambda sample, _: self.sequence(sample, False),
+            image_tokens=self.image_tokens,
+            pad=self.pad,
+            length=self.length,
+            longest=self.longest,
+            accumulate=accumulate,
+            rank=self.rank,
+            world=self.world,
+            policy=self.policy,
+        )
 
-    def build_all(
-        self, first: int, last: int, *, workers: int = 0, worker_type: WorkerType = "thread"
-    ) -> Generator[StepBatch, None, None]:
-        """Yield the batches of the steps from ``first`` to before ``last``; workers prepare samples ahead."""
-        if not workers:
-            yield from map(self.build, range(first, last))
-            return
-        waiting: deque[list[Future[PreparedSample]]] = deque()
-        with SampleWorkers(self.prepare, workers, worker_type) as pool:
-            for step in range(first, last + STEPS_AHEAD):
-                if step < last:
-                    waiting.append([pool.submit(ref) for ref in self.sample_refs(step)])
-                if step >= first + STEPS_AHEAD:
-                    yield self.collate([pool.result(future) for future in waiting.popleft()])
+    def alone(self, example: Any) -> Batch:
+        """Return a micro-batch of one sequence."""
+        return collate([example])
 
-    def sample_refs(self, step: int) -> list[SampleRef]:
-        """Return this process's samples of a step."""
-        return self.mixture.sample_refs(step, rank=self.rank, world=self.world)
-
-    def try_sample(self, ref: SampleRef) -> tuple[list[Sequence], Action | None, str]:
+    def read(self, ref: SampleRef, sample: Sample) -> tuple[list[Sequence], Action | None, str]:
         """Return the sequences of a sample, and the action that made them fit, with its reason.
 
         Raises:
             SampleError: the sample cannot be used.
         """
-        try:
-            sample = self.mixture.sample(ref)
-        except UnsupervisedError as error:
-            raise SampleError("unsupervised", str(error)) from error
-        except (JanusError, OSError, UnicodeError) as error:  # from a source that opens files itself
-            raise SampleError("unreadable", str(error)) from error
         try:
             sequence = self.sequence(sample, self._drops_condition(ref))
         except JanusError as error:

@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import nn
 
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.native import check_rebuilds, plugins_of, read_record
 from janus_modular.config import to_plain
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
+from janus_modular.objectives import Objective
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
 from janus_modular.training.checkpoint_writer import CheckpointWriter
@@ -29,7 +31,13 @@ from janus_modular.training.engine import Engine, NonFiniteLossError
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.non_finite_samples import describe_samples
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import (
+    OBJECTIVE,
+    DerivedWeights,
+    build_objective,
+    step_losses,
+    trained_modules,
+)
 from janus_modular.training.parallel import PartLoader, checkpoint_activations, shard_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, load_state
@@ -38,13 +46,14 @@ from janus_modular.training.run_environment import run_environment
 from janus_modular.training.run_folder import drop_old, incomplete_checkpoints, run_folder
 from janus_modular.training.run_setup import (
     autocast_dtype,
-    batch_builder,
     find_checkpoint,
     open_sources,
     open_validation,
+    step_builder,
 )
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import BatchBuilder, StepBatch, shared
+from janus_modular.training.step_batches import BatchBuilder, shared
+from janus_modular.training.step_builder import StepBatch, StepBuilder
 from janus_modular.training.trackers import open_trackers
 from janus_modular.training.trainable import (
     check_reached,
@@ -107,8 +116,10 @@ class _PreparedRun:
     """The objects of a run that is ready to start, in this process."""
 
     assembly: ModelAssembly
+    objective: Objective
     engine: Engine[StepBatch]
-    builder: BatchBuilder
+    builder: StepBuilder
+    derived: DerivedWeights
     record: DataRecord
     trackers: list[Tracker]
     validation: Validation | None
@@ -138,12 +149,14 @@ def _prepare(
         record.resume(training, accept=config.changed_data == "accept")
         if early_stop:
             early_stop.resume(training)
-    set_trainable(initial_model(config, plugins, "meta").model, config.learn)  # before weights are read
+    on_meta = initial_model(config, plugins, "meta").model  # checked before weights are read
+    objective = build_objective(config.objective, on_meta, plugins, "meta")
+    set_trainable(on_meta, config.learn, objective.trains)
     torch.manual_seed(config.seed)
     precision = autocast_dtype(config.dtype, device)
 
     def shard(model: JanusModel) -> None:
-        set_trainable(model, config.learn)
+        set_trainable(model, config.learn, objective.trains)
         compile_blocks(model, config.compile)
         checkpoint_activations(model, config.activation_checkpointing)
         shard_components(model, config.parallel, device=device, world=processes.world, dtype=precision)
@@ -151,20 +164,24 @@ def _prepare(
     loader = PartLoader()
     assembly = initial_model(config, plugins, device, checkpoint=checkpoint, shard=shard, loader=loader)
     model = assembly.model
-    set_trainable(model, config.learn)  # loading makes new parameters, and ends in eval mode
+    set_trainable(model, config.learn, objective.trains)  # loading makes new parameters, in eval mode
+    objective = build_objective(config.objective, model, plugins, device)
+    for parameter in cast(nn.Module, objective).parameters():
+        loader.sample(parameter)
     check_rebuilds(assembly, plugins)  # before training, not at the first checkpoint
-    _print_start(assembly, output, checkpoint, changes, quiet=quiet)
+    _print_start(assembly, objective, output, checkpoint, changes, quiet=quiet)
     if not processes.is_first:  # the weights are those of rank 0, and dropout is not
         torch.manual_seed(int(np.random.SeedSequence((config.seed, processes.rank)).generate_state(1)[0]))
     codes = open_codes(config, model.generation)
     engine: Engine[StepBatch] = Engine(
-        model,
-        lambda batch: janus_losses(model, batch, device),
+        trained_modules(model, objective),
+        lambda batch: step_losses(model, batch, device, objective, engine.next_step),
         config.optimizer,
         config.schedule,
         autocast=precision,
         processes=processes,
         ema=config.ema,
+        auxiliary=OBJECTIVE,
     )
     if checkpoint is not None:
         load_state(checkpoint, engine, config)
@@ -175,14 +192,25 @@ def _prepare(
             )
             Console(stderr=True).print(done, **PLAIN)
     check_finite(model, str(checkpoint or config.init or "the model with its pretrained components"))
-    builder = batch_builder(config, data, model, assembly.processor, processes, codes)
+    derived = DerivedWeights(model, objective.trains)
+    builder = step_builder(config, data, assembly, objective, processes, codes)
     check_reached(model, builder, config)
-    validation = open_validation(config, builder, plugins)
+    validation = open_validation(config, builder, plugins, objective)
     trackers = open_trackers(config, plugins) if processes.is_first else []
     environment = run_environment(plugins, plugins_of(assembly, plugins)) if processes.is_first else {}
     digest = loader.digest.hexdigest()
     return _PreparedRun(
-        assembly, engine, builder, record, trackers, validation, early_stop, environment, digest
+        assembly,
+        objective,
+        engine,
+        builder,
+        derived,
+        record,
+        trackers,
+        validation,
+        early_stop,
+        environment,
+        digest,
     )
 
 
@@ -199,13 +227,14 @@ def _run_steps(
         workers=config.workers,
         worker_type=config.worker_type,
     )
-    is_sharded = "fsdp" in config.parallel.values()
+    is_sharded = "fsdp" in config.parallel.values() and isinstance(prepared.builder, BatchBuilder)
     counted_batches = record.counting(shared(batches, processes, equal_passes=is_sharded), engine.next_step)
     writer, untrained = CheckpointWriter(prepared.assembly, engine, config, checkpoint), list[str]()
 
     def save_checkpoint(*, background: bool = False) -> None:
         nonlocal untrained
         engine.check_updated()
+        prepared.derived.update()
         state: dict[str, Any] = {KEY: early_stop.to_dict()} if early_stop else {}
         state |= {"data": record.to_dict(engine.next_step), "environment": prepared.environment}
         writer.save(state, background=background)
@@ -245,7 +274,15 @@ def _run_steps(
                 )
         except NonFiniteLossError as error:
             model, processor = prepared.assembly.model, prepared.assembly.processor
-            note = describe_samples(model, engine, prepared.builder, processor, output, is_sharded=is_sharded)
+            note = describe_samples(
+                model,
+                engine,
+                prepared.builder,
+                processor,
+                output,
+                prepared.objective,
+                is_sharded=is_sharded,
+            )
             error.add_note(note)
             raise
     if early_stop and early_stop.is_over and not quiet:
@@ -261,7 +298,13 @@ def _run_steps(
 
 
 def _print_start(
-    assembly: ModelAssembly, output: Path, checkpoint: Path | None, changes: Sequence[Change], *, quiet: bool
+    assembly: ModelAssembly,
+    objective: Objective,
+    output: Path,
+    checkpoint: Path | None,
+    changes: Sequence[Change],
+    *,
+    quiet: bool,
 ) -> None:
     """Print what the run starts from and what it trains; changed settings are printed even if ``quiet``."""
     console = Console(stderr=True)
@@ -274,4 +317,4 @@ def _print_start(
         console.print("; ".join([f"resuming from {checkpoint}", *incomplete_checkpoints(output)]), **PLAIN)
     for report in assembly.provenance.pretrained:
         console.print(str(report), **PLAIN)
-    console.print(trainable_table(assembly.model))
+    console.print(trainable_table(assembly.model, cast(nn.Module, objective)))

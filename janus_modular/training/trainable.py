@@ -15,8 +15,10 @@ from janus_modular.errors import ConfigError
 from janus_modular.model.model import JanusModel
 from janus_modular.sequence import Sequence as TokenSequence
 from janus_modular.suggest import did_you_mean
+from janus_modular.training.objective import OBJECTIVE, Multimodal
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
+from janus_modular.training.step_builder import StepBuilder
 
 MAX_PROBED = 256
 """Samples of a phase that are read to find one whose loss reaches a trainable parameter."""
@@ -31,19 +33,24 @@ class ParameterCount:
     frozen: int
 
 
-def set_trainable(model: JanusModel, patterns: Sequence[str]) -> None:
+def set_trainable(
+    model: JanusModel, patterns: Sequence[str], trains: Sequence[str] = Multimodal.trains
+) -> None:
     """Make the modules (or parameters) that ``patterns`` match trainable, and freeze all others.
+
+    ``trains`` are the paths that the gradients of the run's objective reach.
 
     A frozen module gets no gradient and is in eval mode: running statistics and dropout stay still. Two kinds
     of submodules stay frozen within a matched module: the frozen submodules of the generation path (its image
-    tokenizer), which may not be matched themselves; and whatever a `PartiallyTrainable` component (adapters)
-    does not train, unless a pattern matches inside that component.
+    tokenizer), which may not be matched themselves, unless the objective trains them; and whatever a
+    `PartiallyTrainable` component (adapters) does not train, unless a pattern matches inside that component.
 
     Raises:
-        ConfigError: lists every pattern that matches nothing, or that no stage can train.
+        ConfigError: lists every pattern that matches nothing, or that the objective cannot train.
     """
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
-    always_frozen = [f"generation.{name}" for name in model.generation.frozen_submodules]
+    frozen = [f"generation.{name}" for name in model.generation.frozen_submodules]
+    always_frozen = [path for path in frozen if not any(_within(trained, path) for trained in trains)]
     matched: set[str] = set()
     errors = []
     for pattern in patterns:
@@ -53,8 +60,14 @@ def set_trainable(model: JanusModel, patterns: Sequence[str]) -> None:
         for name in matches:
             if any(_within(name, path) for path in always_frozen):
                 errors.append(
-                    f"learn: '{pattern}' names {name}, which is trained separately, before the stages: its"
-                    " codes are the targets of the stages, and it gets no gradient. Leave it out."
+                    f"learn: '{pattern}' names {name}, which is trained separately, before the stages, by an"
+                    " objective of its own: its codes are targets here. It gets no gradient: leave it out."
+                )
+                break
+            if not any(_within(name, path) for path in trains):
+                errors.append(
+                    f"learn: '{pattern}' names {name}, which gets no gradient; expected"
+                    f" {' or '.join(trains)}, which the objective trains, or modules inside."
                 )
                 break
         matched.update(matches)
@@ -88,8 +101,10 @@ def set_trainable(model: JanusModel, patterns: Sequence[str]) -> None:
         module.training = is_trainable(name)
 
 
-def check_reached(model: JanusModel, builder: BatchBuilder, config: TrainConfig) -> None:
+def check_reached(model: JanusModel, builder: StepBuilder, config: TrainConfig) -> None:
     """Check that in each phase of the mixture, some loss reaches a trainable parameter.
+
+    Of examples, every loss does: the objective says what it trains, and `set_trainable` compares that.
 
     Every loss reaches the backbone; it reaches the understanding path from samples with an input image, and
     the generation path from samples with a target image. Samples are read up to the first that suffices.
@@ -101,7 +116,7 @@ def check_reached(model: JanusModel, builder: BatchBuilder, config: TrainConfig)
     trainable = {
         name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad
     }
-    if "backbone" in trainable:
+    if "backbone" in trainable or not isinstance(builder, BatchBuilder):
         return
 
     def reaches(sequence: TokenSequence) -> bool:
@@ -141,13 +156,15 @@ def parameter_counts(model: JanusModel) -> list[ParameterCount]:
     return [ParameterCount(path, *_count(module)) for path, module in _components(model)]
 
 
-def trainable_table(model: JanusModel) -> Table:
-    """Return the parameter counts as a table for the terminal."""
+def trainable_table(model: JanusModel, objective: nn.Module | None = None) -> Table:
+    """Return the parameter counts as a table for the terminal, with those of an objective itself if any."""
     view = Table("module", "trainable", "frozen", title="Parameters")
     for column in view.columns[1:]:
         column.justify = "right"
     for count in parameter_counts(model):
         view.add_row(count.path, _millions(count.trainable), _millions(count.frozen))
+    if objective is not None and any(own := _count(objective)):
+        view.add_row(f"{OBJECTIVE} (not in the model)", *map(_millions, own))
     view.add_section()
     view.add_row("all", *(_millions(number) for number in _count(model)))
     return view

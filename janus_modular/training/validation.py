@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import nn
 
 from janus_modular.atomic_writes import atomic_replace, write_text
 from janus_modular.checkpoints.assembly import ModelAssembly
@@ -17,16 +18,25 @@ from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.foreign import reason
 from janus_modular.janus import Janus
 from janus_modular.model.model import JanusModel
+from janus_modular.objectives import Objective
 from janus_modular.plugins import Plugins
 from janus_modular.processing.image_io import open_image
 from janus_modular.protocols import LogsImages, LogsTexts, Source, Tracker
 from janus_modular.training.compilation import uncompiled
 from janus_modular.training.engine import Engine
 from janus_modular.training.mixture import Mixture, MixturePhase
+from janus_modular.training.objective import (
+    Multimodal,
+    compares_examples,
+    loss_sums,
+    reads_examples,
+    to_device,
+)
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import VALIDATION, step_name
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import BatchBuilder, StepBatch, with_equal_passes
+from janus_modular.training.step_batches import BatchBuilder, with_equal_passes
+from janus_modular.training.step_builder import StepBatch, StepBuilder
 from janus_modular.training.trackers import tracker_errors
 
 
@@ -41,8 +51,9 @@ class Validation:
         self,
         config: TrainConfig,
         sources: Mapping[str, Source],
-        builder: BatchBuilder,
+        builder: StepBuilder,
         plugins: Plugins,
+        objective: Objective | None = None,
     ) -> None:
         """Prepare the samples: an unusable one is an error before the run.
 
@@ -53,7 +64,9 @@ class Validation:
         self.config = config.validation
         self.output = Path(config.output) / VALIDATION
         self.plugins = plugins
-        self.is_sharded = "fsdp" in config.parallel.values()
+        self.objective: Objective = objective or Multimodal()
+        self.is_sharded = "fsdp" in config.parallel.values() and isinstance(builder, BatchBuilder)
+        self.reads_examples = reads_examples(self.objective)
         self.batches = {name: _held_out(name, source, builder, config) for name, source in sources.items()}
         self.questions = [
             (question["text"], [_image(path) for path in question.get("images", ())])
@@ -77,8 +90,9 @@ class Validation:
         processes, done = engine.processes, engine.next_step
         use_averages = engine.averages and self.config.weights == "ema"
         weights = engine.averages.applied() if engine.averages and use_averages else nullcontext()
-        with weights, evaluating(assembly.model, engine.device, engine.autocast):
-            sums = processes.sum_means(self.losses(assembly.model, engine.device, processes))
+        with weights, evaluating(engine.module, engine.device, engine.autocast):
+            step = max(0, done - 1)
+            sums = processes.sum_means(self.losses(assembly.model, engine.device, processes, step))
             drawings, answers = self.samples(assembly)
         values = {name: total / count for name, (total, count) in sums.items()}
         if wrong := [name for name, value in values.items() if not isfinite(value)]:
@@ -91,24 +105,36 @@ class Validation:
 
     @torch.no_grad()
     def losses(
-        self, model: JanusModel, device: torch.device, processes: Processes
+        self, model: JanusModel, device: torch.device, processes: Processes, step: int = 0
     ) -> dict[str, tuple[float, float]]:
         """Return the sums of losses of this process's samples and their numbers, by metric.
 
         ``validation/SOURCE`` is the mean over all supervised positions, as in training, and
-        ``validation/SOURCE/LOSS`` that of one of its losses.
+        ``validation/SOURCE/LOSS`` that of one of its losses. Of an objective that reads examples,
+        ``validation/SOURCE`` is the sum of the losses' means, and its metrics are there too.
         """
         sums: dict[str, tuple[float, float]] = {}
+
+        def add(metric: str, total: float, count: float) -> None:
+            before = sums.get(metric, (0.0, 0.0))
+            sums[metric] = (before[0] + total, before[1] + count)
+
         for name, step_batch in self.batches.items():
             batches = (
                 with_equal_passes(step_batch.batches, processes) if self.is_sharded else step_batch.batches
             )
             for batch in batches:
-                for loss, values in model(batch.to(device)).losses.items():
-                    for metric in (f"validation/{name}", f"validation/{name}/{loss}"):
-                        total, count = sums.get(metric, (0.0, 0.0))
-                        sums[metric] = (total + float(values.sum()), count + values.numel())
-        return sums
+                losses = self.objective.losses(model, moved := to_device(batch, device), step=step)
+                examples = len(next(iter(moved.values()))) if self.reads_examples else 0
+                if self.reads_examples:
+                    add(f"validation/{name}", 0.0, examples)
+                for loss, (value, count) in loss_sums(losses, moved).items():
+                    add(f"validation/{name}/{loss}", float(value), count)
+                    add(f"validation/{name}", float(value), 0 if self.reads_examples else count)
+                for metric, (total, weight) in losses.metrics.items() if self.reads_examples else ():
+                    add(f"validation/{name}/{metric}", float(total), float(weight))
+        is_counted = processes.is_first or not compares_examples(self.objective)
+        return sums if is_counted else dict.fromkeys(sums, (0.0, 0.0))
 
     def samples(self, assembly: ModelAssembly) -> tuple[list[Image.Image], list[dict[str, str]]]:
         """Return a drawing for each prompt, and each question with its answer."""
@@ -171,7 +197,7 @@ class Validation:
 
 
 @contextmanager
-def evaluating(model: JanusModel, device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
+def evaluating(model: nn.Module, device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
     """Switch off dropout, running statistics and compilation; restore modes and the random state."""
     training = [module for module in model.modules() if module.training]
     devices = [device] if device.type == "cuda" else []
@@ -189,7 +215,7 @@ def evaluating(model: JanusModel, device: torch.device, autocast: torch.dtype | 
             module.training = True
 
 
-def _held_out(name: str, source: Source, builder: BatchBuilder, config: TrainConfig) -> StepBatch:
+def _held_out(name: str, source: Source, builder: StepBuilder, config: TrainConfig) -> StepBatch:
     """Return this process's share of a held-out source's samples, each of them once, as micro-batches."""
     count = min(config.validation.samples, len(source))
     if count < builder.world:
@@ -199,19 +225,7 @@ def _held_out(name: str, source: Source, builder: BatchBuilder, config: TrainCon
         )
     per_pass = max(1, config.batch // config.accumulate)
     mixture = Mixture({name: source}, [MixturePhase({name: 1.0})], count, seed=0)
-    held_out = BatchBuilder(
-        mixture=mixture,
-        sequence=lambda sample, _: builder.sequence(sample, False),
-        image_tokens=builder.image_tokens,
-        pad=builder.pad,
-        length=builder.length,
-        longest=builder.longest,
-        accumulate=-(-count // per_pass),
-        rank=builder.rank,
-        world=builder.world,
-        policy=builder.policy,
-    )
-    return held_out.build(0)
+    return builder.held_out(mixture, -(-count // per_pass)).build(0)
 
 
 def _image(path: str) -> Image.Image:

@@ -107,13 +107,10 @@ class AutoregressiveGeneration(nn.Module):
                 f"'{config.tokenizer.name}' has {drawn[0]}x{drawn[1]} positions for an image of"
                 f" {config.height}x{config.width} pixels; expected at least 1x1: draw larger ones"
             )
-        vectors = tokenizer.codebook_embeddings()
         code_dim = config.embedding_dim or tokenizer.code_dim
         if code_dim is None:
             raise ValueError(f"the codes of '{config.tokenizer.name}' have no vectors: give embedding_dim")
         embedding = nn.Embedding(sum(tokenizer.codebooks), code_dim)
-        if vectors is not None and vectors.shape == embedding.weight.shape:
-            embedding.weight.data.copy_(vectors.detach())
         adaptor = build(config.adaptor, code_dim, hidden_size)
         for grid in (drawn, (1, 1)):  # all codes in training, one after the other in sampling
             if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
@@ -123,7 +120,16 @@ class AutoregressiveGeneration(nn.Module):
                 )
         _check_pointwise(adaptor, config.adaptor.name, code_dim, drawn)
         head = build(config.head, hidden_size, tokenizer.codebooks)
-        return cls(config, tokenizer, embedding, adaptor, head, hidden_size)
+        path = cls(config, tokenizer, embedding, adaptor, head, hidden_size)
+        for vectors in path.derived_weights().values():
+            embedding.weight.data.copy_(vectors)
+        return path
+
+    def derived_weights(self) -> Mapping[str, Tensor]:
+        """Return the codebook of the tokenizer, from which the table of codes begins if it has its shape."""
+        vectors = self.tokenizer.codebook_embeddings()
+        fits = vectors is not None and vectors.shape == self.embedding.weight.shape
+        return {"embedding.weight": vectors.detach()} if vectors is not None and fits else {}
 
     @torch.no_grad()
     def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator] = ()) -> Tensor:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from janus_modular import (
     CheckpointError,
@@ -26,6 +25,7 @@ from janus_modular import (
     DescriptionError,
     Difference,
     ImageAutoencoder,
+    Reconstruction,
     Registry,
     belongs_to,
     hookimpl,
@@ -129,14 +129,15 @@ class AutoencoderKl(nn.Module):
         The distance of the distributions is summed over an image and divided by its number of pixels, as the
         published code does. The published models were also trained with a perceptual and an adversarial loss.
         """
+        return self.reconstruct(pixels).named_losses(pixels)
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode pixels (N, 3, H, W) as distributions, and decode a sample of each."""
         mean, log_variance = self.moments(pixels)
         sampled = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
         decoded = self.decoder(self.post_quant_conv(sampled))
         distance = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
-        return {
-            "pixels": F.l1_loss(decoded, pixels.to(decoded.dtype)),
-            "kl": self.config.kl * distance / pixels.numel(),
-        }
+        return Reconstruction(decoded, {"kl": self.config.kl * distance / pixels.numel()}, "l1")
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode pixels (N, 3, H, W) as means and logarithms of variances, both (N, C, h, w)."""

@@ -23,6 +23,7 @@ from janus_modular import (
     DescriptionError,
     Difference,
     ImageTokenizer,
+    Reconstruction,
     Registry,
     belongs_to,
     hookimpl,
@@ -114,8 +115,11 @@ class FsqTokenizer(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into code ids (N, P)."""
-        numbers = self._bounded(self._latents(pixels)).round().to(torch.int64) + self.levels // 2
-        return (numbers * self.steps).sum(-1)
+        return self._codes(self._bounded(self._latents(pixels)))
+
+    def _codes(self, bounded: Tensor) -> Tensor:
+        """Return the ids (N, P) of bounded latents (N, P, code_dim)."""
+        return ((bounded.round().to(torch.int64) + self.levels // 2) * self.steps).sum(-1)
 
     def decode(self, codes: Tensor, *, height: int, width: int) -> Tensor:
         """Decode code ids (N, P) into pixels (N, 3, height, width), not clipped to the range."""
@@ -140,10 +144,14 @@ class FsqTokenizer(nn.Module):
 
         The published tokenizers were also trained with a perceptual and an adversarial loss.
         """
+        return self.reconstruct(pixels).named_losses(pixels)
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode and decode pixels (N, 3, H, W), with straight-through gradients."""
         bounded = self._bounded(self._latents(pixels))
         rounded = bounded + (bounded.round() - bounded).detach()
         decoded = self._decode_vectors(rounded / (self.levels // 2), self.grid(*pixels.shape[-2:]))
-        return {"pixels": F.l1_loss(decoded, pixels.to(decoded.dtype))}
+        return Reconstruction(decoded, {}, "l1", self._codes(bounded.detach()))
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read the published weights, under any prefix (``network.``); constants are known.

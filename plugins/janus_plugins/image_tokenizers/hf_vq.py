@@ -26,6 +26,7 @@ from janus_modular import (
     ComponentConfig,
     ConfigError,
     ImageTokenizer,
+    Reconstruction,
     Registry,
     belongs_to,
     hookimpl,
@@ -132,15 +133,19 @@ class HfVqTokenizer(nn.Module):
 
         Emu3's tokenizer was also trained with a perceptual and an adversarial loss.
         """
+        return self.reconstruct(pixels).named_losses(pixels)
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode and decode pixels (N, 3, H, W), with straight-through gradients."""
         latents = self.latents(pixels)  # (N, P, code_dim)
-        vectors = self.model.quantize(self.model.quantize.nearest(latents))
+        codes = self.model.quantize.nearest(latents)
+        vectors = self.model.quantize(codes)
         decoded = self.decode_vectors(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
-        distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
-        return {
-            "pixels": distance(decoded, pixels.to(decoded.dtype)),
+        losses = {
             "codebook": F.mse_loss(vectors, latents.detach()),
             "commitment": self.config.commitment * F.mse_loss(latents, vectors.detach()),
         }
+        return Reconstruction(decoded, losses, self.config.reconstruction, codes)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W), as a clip of equal frames, into latents (N, P, code_dim).

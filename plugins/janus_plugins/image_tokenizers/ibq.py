@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import ImageTokenizer, Registry, hookimpl
+from janus_modular import ImageTokenizer, Reconstruction, Registry, hookimpl
 from janus_plugins.image_tokenizers.codebook import Codebook, entropy_loss
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
 from janus_plugins.image_tokenizers.ema import ema_weights_first
@@ -71,12 +71,15 @@ class IbqTokenizer(ConvolutionalTokenizer):
         choices and a uniform use. The published tokenizers were also trained with a perceptual and an
         adversarial loss.
         """
+        return self.reconstruct(pixels).named_losses(pixels)
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode and decode pixels (N, 3, H, W); gradients reach all codes."""
         latents = self.latents(pixels)  # (N, P, code_dim)
         scores = self.quantize.scores(latents)  # (N, P, K)
         soft_vectors, vectors = self.quantize.select(scores)
         decoded = self.decode_vectors(soft_vectors, self.grid(*pixels.shape[-2:]))
         losses = {
-            "pixels": F.l1_loss(decoded, pixels.to(decoded.dtype)),
             "index": F.mse_loss(soft_vectors, latents),
             "commitment": F.mse_loss(latents, vectors.detach()),
             "codebook": self.config.codebook * F.mse_loss(vectors, latents.detach()),
@@ -84,7 +87,7 @@ class IbqTokenizer(ConvolutionalTokenizer):
         if self.config.entropy:
             entropy = entropy_loss(scores / self.config.entropy_temperature)
             losses["entropy"] = self.config.entropy * entropy
-        return losses
+        return Reconstruction(decoded, losses, "l1", scores.argmax(-1))
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read the published files; of EMA and trained weights, the EMA weights."""

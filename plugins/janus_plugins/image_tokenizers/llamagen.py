@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from janus_modular import CheckpointError, ImageTokenizer, Registry, belongs_to, hookimpl
+from janus_modular import CheckpointError, ImageTokenizer, Reconstruction, Registry, belongs_to, hookimpl
 from janus_plugins.image_tokenizers.codebook import Codebook, entropy_loss, straight_through
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
 
@@ -50,19 +50,22 @@ class LlamaGenTokenizer(ConvolutionalTokenizer):
         The gradient of the quantisation is straight-through. The published tokenizers were also trained with
         a perceptual and an adversarial loss.
         """
+        return self.reconstruct(pixels).named_losses(pixels)
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode and decode pixels (N, 3, H, W), with straight-through gradients."""
         latents = self.latents(pixels)  # (N, P, code_dim)
-        vectors = self.quantize(self.quantize.nearest(latents))
+        codes = self.quantize.nearest(latents)
+        vectors = self.quantize(codes)
         decoded = self.decode_vectors(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
-        distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
         losses = {
-            "pixels": distance(decoded, pixels.to(decoded.dtype)),
             "codebook": F.mse_loss(vectors, latents.detach()),
             "commitment": self.config.commitment * F.mse_loss(latents, vectors.detach()),
         }
         if self.config.entropy:
             logits = self.quantize.scores(latents) / self.config.entropy_temperature
             losses["entropy"] = self.config.entropy * entropy_loss(logits)
-        return losses
+        return Reconstruction(decoded, losses, self.config.reconstruction, codes)
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read LlamaGen's files, or the tokenizer of a published or a transformers Janus checkpoint.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from janus_modular import CheckpointError, ComponentConfig, ImageTokenizer, Registry, hookimpl
+from janus_modular import CheckpointError, ComponentConfig, ImageTokenizer, Reconstruction, Registry, hookimpl
 from janus_plugins.image_tokenizers.codebook import entropy_loss
 from janus_plugins.image_tokenizers.convolutional import BlockLevel, named, norm, residuals
 from janus_plugins.image_tokenizers.ema import ema_weights_first
@@ -84,7 +84,11 @@ class OpenMagvit2Tokenizer(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pixels (N, 3, H, W) into codes (N, P, S), or (N, P) of one code a position."""
-        positive = (self._latents(pixels) > 0).to(torch.int64).split(self.config.bits, dim=-1)
+        return self._codes(self._latents(pixels))
+
+    def _codes(self, latents: Tensor) -> Tensor:
+        """Return the codes of latents (N, P, bits), as `encode` does."""
+        positive = (latents > 0).to(torch.int64).split(self.config.bits, dim=-1)
         codes = [(bits * self.values[: bits.shape[-1]]).sum(-1) for bits in positive]  # S of (N, P)
         return torch.stack(codes, dim=-1) if len(codes) > 1 else codes[0]
 
@@ -109,17 +113,18 @@ class OpenMagvit2Tokenizer(nn.Module):
         are independent, so the first term is the same, and the second does not need 2^18 sums. The
         published tokenizers were also trained with a perceptual and an adversarial loss.
         """
+        return self.reconstruct(pixels).named_losses(pixels)
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode and decode pixels (N, 3, H, W), with straight-through gradients."""
         latents = self._latents(pixels)  # (N, P, bits)
         signs = torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
         decoded = self._decode_vectors(latents + (signs - latents).detach(), self.grid(*pixels.shape[-2:]))
-        losses = {
-            "pixels": F.l1_loss(decoded, pixels.to(decoded.dtype)),
-            "commitment": self.config.commitment * F.mse_loss(latents, signs),
-        }
+        losses = {"commitment": self.config.commitment * F.mse_loss(latents, signs)}
         if self.config.entropy:
             entropies = map(self.entropy_loss, latents.split(self.config.bits, dim=-1))
             losses["entropy"] = self.config.entropy * reduce(torch.add, entropies)
-        return losses
+        return Reconstruction(decoded, losses, "l1", self._codes(latents.detach()))
 
     def entropy_loss(self, latents: Tensor) -> Tensor:
         """Reward confident choices and a uniform use of a code (..., bits), by softmax(2 z·c / temperature).

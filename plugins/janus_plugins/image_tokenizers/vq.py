@@ -5,6 +5,9 @@ A convolutional encoder computes a latent for each grid cell; each latent is rep
 use: cosine distances and a low code_dim (ViT-VQGAN, section 3.2), updates by moving averages instead of
 gradients (VQ-VAE, appendix A.1), first steps without the quantiser, a k-means initialisation, and restarts of
 unused codes. Counters and averages are buffers, so an interrupted training continues from its state dict.
+
+The codebook moves with each forward pass in training, by the latents of all processes; of several
+micro-batches (``accumulate``), each moves it. Which latents codes start from follows from the step alone.
 """
 
 from __future__ import annotations
@@ -17,7 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from janus_modular import ComponentConfig, ImageTokenizer, Registry, hookimpl
+from janus_modular import (
+    ComponentConfig,
+    ImageTokenizer,
+    Reconstruction,
+    Registry,
+    gather_examples,
+    hookimpl,
+)
 from janus_plugins.sizes import check_sizes
 
 MAX_NUMBERS = 2**26
@@ -128,21 +138,30 @@ class VqTokenizer(nn.Module):
 
     def losses(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return the losses ``pixels`` (squared error) and ``commitment``; in training, update the codes."""
+        return self.reconstruct(pixels).named_losses(pixels)
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode and decode pixels (N, 3, H, W), with straight-through gradients.
+
+        In training, the codes are updated; in the first steps, without the quantiser, there are none.
+        """
         latents = self.latents(pixels)  # (N, P, code_dim)
-        if self.training and self.steps == self.config.continuous_steps:
-            self._initialize(latents.detach().flatten(0, 1))
-        quantised = latents
+        quantised, codes = latents, None
+        if self.training and self.steps >= self.config.continuous_steps:
+            of_all = gather_examples(latents.detach()).flatten(0, 1)  # (M, code_dim), of all processes
+            if self.steps == self.config.continuous_steps:
+                self._initialize(of_all)
         if self.steps >= self.config.continuous_steps:
             codes = self._nearest(latents)
             quantised = self.codebook[codes]
             if self.training:
-                self._update(latents.detach().flatten(0, 1), codes.flatten())
+                self._update(of_all, self._nearest(of_all))
         if self.training:
             self.steps += 1
         commitment = F.mse_loss(latents, quantised.detach(), reduction="none").sum(-1).mean()
         straight = latents + (quantised - latents).detach()  # gradients pass the quantiser unchanged
         decoded = self._decode_vectors(straight, self.grid(*pixels.shape[-2:]))
-        return {"pixels": F.mse_loss(decoded, pixels), "commitment": self.config.commitment * commitment}
+        return Reconstruction(decoded, {"commitment": self.config.commitment * commitment}, "l2", codes)
 
     def _nearest(self, latents: Tensor) -> Tensor:
         # of unit vectors, the nearest has the largest dot product
@@ -154,8 +173,7 @@ class VqTokenizer(nn.Module):
     @torch.no_grad()
     def _initialize(self, latents: Tensor, rounds: int = 10) -> None:
         """Set the codebook to k-means centres of latents (M, code_dim) on the sphere."""
-        indices = torch.randint(len(latents), (self.config.num_codes,), device=latents.device)
-        self.codebook.copy_(latents[indices])
+        self.codebook.copy_(latents[self._random_rows(len(latents))])
         for _ in range(rounds):
             sums, counts = self._gather(latents, self._nearest(latents))
             self.codebook.copy_(torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), self.codebook))
@@ -172,10 +190,15 @@ class VqTokenizer(nn.Module):
         self.codebook.copy_(F.normalize(self.sums, dim=-1))
         uniform = len(latents) / self.config.num_codes  # uses of each code a step, if uniform
         idle = self.counts < self.config.restart_below * uniform
-        samples = latents[torch.randint(len(latents), (self.config.num_codes,), device=latents.device)]
+        samples = latents[self._random_rows(len(latents))]
         self.codebook.copy_(torch.where(idle[:, None], samples.to(self.codebook), self.codebook))
         self.sums.copy_(torch.where(idle[:, None], self.codebook * uniform, self.sums))
         self.counts.masked_fill_(idle, uniform)
+
+    def _random_rows(self, count: int) -> Tensor:
+        """Return a random row of ``count`` for each code (K,): the same in all processes of a run."""
+        rng = torch.Generator().manual_seed(int(self.steps))
+        return torch.randint(count, (self.config.num_codes,), generator=rng).to(self.codebook.device)
 
     def _gather(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the latents of each code (K, code_dim), and count them (K,)."""

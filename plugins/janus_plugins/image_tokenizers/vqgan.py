@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from janus_modular import ImageTokenizer, Registry, belongs_to, hookimpl
+from janus_modular import ImageTokenizer, Reconstruction, Registry, belongs_to, hookimpl
 from janus_plugins.image_tokenizers.codebook import Codebook, straight_through
 from janus_plugins.image_tokenizers.convolutional import ConvolutionalConfig, ConvolutionalTokenizer
 from janus_plugins.image_tokenizers.taming_names import STATISTICS, find_prefix, own_name
@@ -46,15 +46,19 @@ class VqganTokenizer(ConvolutionalTokenizer):
         VQ-VAE weights the commitment by 0.25, VQGAN's published code the codebook, as the defaults here. The
         published models were also trained with a perceptual and an adversarial loss.
         """
+        return self.reconstruct(pixels).named_losses(pixels)
+
+    def reconstruct(self, pixels: Tensor) -> Reconstruction:
+        """Encode and decode pixels (N, 3, H, W), with straight-through gradients."""
         latents = self.latents(pixels)  # (N, P, code_dim)
-        vectors = self.quantize(self.quantize.nearest(latents))
+        codes = self.quantize.nearest(latents)
+        vectors = self.quantize(codes)
         decoded = self.decode_vectors(straight_through(latents, vectors), self.grid(*pixels.shape[-2:]))
-        distance = F.l1_loss if self.config.reconstruction == "l1" else F.mse_loss
-        return {
-            "pixels": distance(decoded, pixels.to(decoded.dtype)),
+        losses = {
             "codebook": self.config.codebook * F.mse_loss(vectors, latents.detach()),
             "commitment": self.config.commitment * F.mse_loss(latents, vectors.detach()),
         }
+        return Reconstruction(decoded, losses, self.config.reconstruction, codes)
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Read taming-transformers' files, Chameleon's vqgan.ckpt, or the tokenizer inside a larger model.

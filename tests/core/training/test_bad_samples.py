@@ -26,7 +26,8 @@ from janus_modular import (
 from janus_modular.training.bad_samples import MIN_TOLERATED, BadSample, BadSampleCounter, cut, split
 from janus_modular.training.mixture import Mixture, MixturePhase, SampleRef
 from janus_modular.training.schema import BadSamplesConfig
-from janus_modular.training.step_batches import MAX_ATTEMPTS, BatchBuilder, StepBatch
+from janus_modular.training.step_batches import BatchBuilder
+from janus_modular.training.step_builder import MAX_ATTEMPTS, StepBatch
 
 
 def text(length: int, learned: bool = True) -> Sequence:

@@ -15,7 +15,7 @@ from janus_modular.plugins import default_plugins
 from janus_modular.training import compilation
 from janus_modular.training.compilation import compile_blocks
 from janus_modular.training.initial_model import initial_model
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import step_losses
 from janus_modular.training.parallel import blocks_of, checkpoint_activations
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.train import train
@@ -56,7 +56,7 @@ def test_gradients_are_those_of_uncompiled_blocks(
         compile_blocks(model, components)
         checkpoint_activations(model, recomputed)
         builder = batch_builder(config, open_sources(config, plugins), model, assembly.processor)
-        for loss in janus_losses(model, builder.build(0), "cpu"):
+        for loss in step_losses(model, builder.build(0), "cpu"):
             loss.value.backward()
         grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     eager, compiled = grads

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from janus_modular import CheckpointError
 from janus_modular.checkpoints import convert
 from janus_modular.training.ema import WeightAverages, read_averages
-from janus_modular.training.engine import Engine, scalar_objective
+from janus_modular.training.engine import Engine, scalar_losses
 from janus_modular.training.processes import Processes
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
@@ -76,7 +76,7 @@ def test_muon_of_sharded_matrices_is_that_of_whole_ones(ranks: Callable[..., lis
                 fully_shard(module)
             engine = Engine(
                 module,
-                scalar_objective(lambda x: {"square": (module(x) - target).square().mean()}),
+                scalar_losses(lambda x: {"square": (module(x) - target).square().mean()}),
                 OptimizerConfig(lr=0.1, clip=None, groups={"0": {"name": "muon"}}),
                 ScheduleConfig(steps=1),
                 processes=processes,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_modular import ConfigError, TrainingError
-from janus_modular.training.engine import Engine, Loss, scalar_objective
+from janus_modular.training.engine import Engine, Loss, scalar_losses
 from janus_modular.training.loop import fit, run
 from janus_modular.training.optimizer import build_optimizer, lr_factor
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
@@ -99,7 +99,7 @@ def test_steps_match_torch_by_hand() -> None:
     x = torch.randn(8, 3)
     engine = Engine(
         ours,
-        scalar_objective(lambda x: {"square": ours(x).square().mean()}),
+        scalar_losses(lambda x: {"square": ours(x).square().mean()}),
         OptimizerConfig(lr=0.1, weight_decay=0.1, clip=0.05),
         ScheduleConfig(steps=4, warmup=2),
     )
@@ -208,7 +208,7 @@ def test_groups_have_their_own_rates_and_decays() -> None:
     data = torch.randn(5, 2)
     engine = Engine(
         model,
-        scalar_objective(lambda x: {"y": model(x).square().mean()}),
+        scalar_losses(lambda x: {"y": model(x).square().mean()}),
         config,
         ScheduleConfig(steps=4, warmup=2),
     )
@@ -243,7 +243,7 @@ def test_matrices_of_a_muon_group_are_updated_by_muon() -> None:
     data = torch.randn(7, 3)
     engine = Engine(
         model,
-        scalar_objective(lambda x: {"y": model(x).square().mean()}),
+        scalar_losses(lambda x: {"y": model(x).square().mean()}),
         OptimizerConfig(lr=0.1, clip=None, groups=groups),
         ScheduleConfig(steps=3),
     )
@@ -320,7 +320,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
 def test_no_trainable_parameter_is_an_error() -> None:
     model = nn.Linear(2, 1).requires_grad_(False)
     with pytest.raises(TrainingError, match="every parameter is frozen"):
-        Engine(model, scalar_objective(lambda x: {}), OptimizerConfig(), ScheduleConfig())
+        Engine(model, scalar_losses(lambda x: {}), OptimizerConfig(), ScheduleConfig())
 
 
 def test_batches_that_end_early_are_an_error() -> None:
@@ -345,7 +345,7 @@ def test_an_interrupt_finishes_the_step(which: signal.Signals) -> None:
             os.kill(os.getpid(), which)
         return {"mean": model(x).mean()}
 
-    engine = Engine(model, scalar_objective(losses), OptimizerConfig(), ScheduleConfig(steps=9))
+    engine = Engine(model, scalar_losses(losses), OptimizerConfig(), ScheduleConfig(steps=9))
     calls: list[tuple[int, bool]] = []
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):

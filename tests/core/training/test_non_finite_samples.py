@@ -60,8 +60,8 @@ def test_samples_of_other_processes_are_named_too(
 
 def test_samples_that_are_finite_alone_are_not_accused(make: Make, monkeypatch: pytest.MonkeyPatch):
     """An infinite gradient alone: of a loss that is finite."""
-    losses = "janus_modular.training.train.janus_losses"
-    original = __import__("janus_modular.training.objective", fromlist=["janus_losses"]).janus_losses
+    losses = "janus_modular.training.train.step_losses"
+    original = __import__("janus_modular.training.objective", fromlist=["step_losses"]).step_losses
 
     def steep(model: Any, batch: Any, device: Any) -> Any:
         for loss in original(model, batch, device):

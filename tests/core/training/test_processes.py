@@ -22,7 +22,7 @@ from janus_modular.training.dry_run import dry_run
 from janus_modular.training.ema import read_averages
 from janus_modular.training.engine import Engine
 from janus_modular.training.initial_model import initial_model
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import step_losses
 from janus_modular.training.parallel import checkpoint_activations, shard_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_setup import batch_builder, open_sources
@@ -57,7 +57,7 @@ def gradients(config: TrainConfig, processes: Processes) -> tuple[dict[str, Any]
         shard_components(model, config.parallel, device=CPU, world=processes.world, dtype=None)
         engine: Engine[Any] = Engine(
             model,
-            lambda batch: janus_losses(model, batch, CPU),
+            lambda batch: step_losses(model, batch, CPU),
             config.optimizer,
             config.schedule,
             processes=processes,

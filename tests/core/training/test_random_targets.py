@@ -12,7 +12,7 @@ from torch import Tensor
 from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import step_losses
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.schema import TrainConfig
 
@@ -41,7 +41,7 @@ def test_accumulation_changes_no_random_target(
         drawn.clear()
         model.zero_grad()
         total = 0.0
-        for loss in janus_losses(model, builder.build(number), "cpu"):
+        for loss in step_losses(model, builder.build(number), "cpu"):
             loss.value.backward()
             total += float(loss.value.detach())
         gradient = torch.cat([p.grad.flatten() for p in path.head.parameters() if p.grad is not None])

@@ -18,7 +18,7 @@ from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.locking import locked
 from janus_modular.model.model import JanusModel
-from janus_modular.training.engine import Engine, scalar_objective
+from janus_modular.training.engine import Engine, scalar_losses
 from janus_modular.training.resume import changed_settings
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 from janus_modular.training.train import train
@@ -234,9 +234,7 @@ class Noisy(torch.nn.Module):
 def test_a_failed_step_changes_no_state(spoil: Any, words: str) -> None:
     """Neither in statistics nor in random states, weights or moments."""
     module = Noisy()
-    engine = Engine(
-        module, scalar_objective(module.losses), OptimizerConfig(clip=None), ScheduleConfig(steps=9)
-    )
+    engine = Engine(module, scalar_losses(module.losses), OptimizerConfig(clip=None), ScheduleConfig(steps=9))
     engine.step(torch.randn(8, 4))
     batch = torch.randn(8, 4)
     before = {**{k: v.clone() for k, v in module.state_dict().items()}, "random": torch.get_rng_state()}
@@ -284,9 +282,9 @@ def test_a_changed_optimizer_setting_takes_effect(key: str, value: Any) -> None:
     for later in ({}, {key: value}):
         torch.manual_seed(0)
         module = Noisy()
-        first = Engine(module, scalar_objective(module.losses), OptimizerConfig(), ScheduleConfig())
+        first = Engine(module, scalar_losses(module.losses), OptimizerConfig(), ScheduleConfig())
         first.step(torch.randn(8, 4))
-        second = Engine(module, scalar_objective(module.losses), OptimizerConfig(**later), ScheduleConfig())
+        second = Engine(module, scalar_losses(module.losses), OptimizerConfig(**later), ScheduleConfig())
         second.load_state_dict(first.state_dict())
         second.step(torch.randn(8, 4))
         results.append(module.linear.weight.detach().clone())

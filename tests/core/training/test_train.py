@@ -19,7 +19,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import default_plugins
 from janus_modular.training import checkpoint_writer
 from janus_modular.training.initial_model import initial_model
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import step_losses
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.train import train
 
@@ -146,7 +146,7 @@ def test_losses_by_source_add_up(make, metrics) -> None:
     model, processor = assembly.model, assembly.processor
     builder = batch_builder(config, open_sources(config, plugins), model, processor)
     work = builder.build(3)
-    losses = list(janus_losses(model, work, "cpu"))
+    losses = list(step_losses(model, work, "cpu"))
     sums: dict[str, float] = {}
     over: dict[str, float] = {}
     for loss in losses:

@@ -1,0 +1,1 @@
+"""Objectives of training: the losses of stages."""

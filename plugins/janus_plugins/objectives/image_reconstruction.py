@@ -1,0 +1,139 @@
+"""The objective `image-reconstruction`: trains an image tokenizer or autoencoder on images alone.
+
+An image is encoded and decoded, and compared with itself. The component adds what regularises its encoded
+images: a commitment and a codebook loss (VQ-VAE: van den Oord et al. 2017, equation 3), an entropy, or the
+distance of a KL autoencoder from the normal distribution. These are its own
+(`janus_modular.ReconstructsImages`); a component without that protocol trains by its own `losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from janus_modular import (
+    JanusModel,
+    Losses,
+    Objective,
+    Processor,
+    ReconstructsImages,
+    Registry,
+    Sample,
+    hookimpl,
+    image_of,
+    sum_over_processes,
+    target_pixels,
+)
+from janus_plugins.sizes import check_sizes
+
+
+@dataclass
+class ImageReconstructionConfig:
+    """What is trained, and how images are compared."""
+
+    component: str | None = None  # path in the model; null: the generation path's tokenizer or autoencoder
+    distance: Literal["l1", "l2"] | None = None  # of pixels; null: the component's own
+    pixel_weight: float = 1.0  # of that distance, beside the component's own losses
+
+    def __post_init__(self) -> None:
+        """Check the weights."""
+        check_sizes(self, pixel_weight=0)
+
+
+class ImageReconstruction(nn.Module):
+    """Reconstructs images, and reports ``psnr`` (dB), ``codes_used`` and ``perplexity`` of the codes.
+
+    The latter are of the codes of a micro-batch, over all processes: the share of the codebook that occurs,
+    and exp(H) of the frequencies, the number of codes that would be used as evenly (VQ-VAE).
+    """
+
+    def __init__(self, config: ImageReconstructionConfig, model: JanusModel) -> None:
+        super().__init__()
+        self.config = config
+        self.path = config.component or _only_component(model)
+        self.trains: Sequence[str] = (self.path,)
+        component = _component(model, self.path)
+        is_measured = isinstance(component, ReconstructsImages)
+        if not is_measured and (config.distance, config.pixel_weight) != (None, 1.0):
+            raise ValueError(
+                f"distance and pixel_weight need images that {self.path} reconstructs; its class"
+                f" {type(component).__name__} has no `reconstruct` (`janus_modular.ReconstructsImages`), and"
+                " trains by its own losses alone: leave them out"
+            )
+
+    def example(
+        self, sample: Sample, processor: Processor, rng: np.random.Generator
+    ) -> Mapping[str, NDArray[Any]]:
+        """Return the pixels (3, height, width) of an image of the sample, as those of an image target."""
+        return {"pixels": target_pixels(image_of(sample, rng), processor)}
+
+    def losses(self, model: JanusModel, batch: Mapping[str, Tensor], *, step: int) -> Losses:
+        """Return the distance of pixels (n, 3, height, width), and the component's own losses."""
+        module = _component(model, self.path)
+        low, high = module.value_range
+        pixels = low + batch["pixels"].float() / 255 * (high - low)
+        if not isinstance(module, ReconstructsImages):
+            return Losses(module.losses(pixels))
+        result = module.reconstruct(pixels)
+        distance = self.config.pixel_weight * result.pixel_loss(pixels, self.config.distance)
+        metrics = {"psnr": psnr(result.pixels.detach(), pixels, low, high)}
+        if result.codes is not None:
+            metrics |= self._code_usage(result.codes, module.codebooks)
+        return Losses({"pixels": distance, **result.losses}, metrics)
+
+    def _code_usage(self, codes: Tensor, codebooks: tuple[int, ...]) -> dict[str, tuple[Tensor, float]]:
+        """Return the means over codebooks of the share of codes in use, and of their perplexity."""
+        by_codebook = codes.flatten(0, 1).view(-1, len(codebooks)).unbind(-1)
+        used, perplexity = [], []
+        for of_codebook, size in zip(by_codebook, codebooks, strict=True):
+            counts = torch.bincount(of_codebook, minlength=size)
+            counts = sum_over_processes(counts) if self.training else counts
+            frequencies = counts / counts.sum()
+            used.append((counts > 0).float().mean())
+            perplexity.append(torch.special.entr(frequencies).sum().exp())
+        return {
+            "codes_used": (torch.stack(used).mean(), 1.0),
+            "perplexity": (torch.stack(perplexity).mean(), 1.0),
+        }
+
+
+def psnr(decoded: Tensor, pixels: Tensor, low: float, high: float) -> tuple[Tensor, float]:
+    """Return the sum of the peak signal-to-noise ratios of images (n, 3, H, W) in dB, and their number."""
+    squares = (decoded.clamp(low, high) - pixels).square().flatten(1).mean(1)
+    return (10 * torch.log10((high - low) ** 2 / squares.clamp(min=1e-10))).sum(), float(len(pixels))
+
+
+def _only_component(model: JanusModel) -> str:
+    """Return the path of the frozen submodule of the generation path; there must be one."""
+    names = model.generation.frozen_submodules
+    if len(names) != 1:
+        raise ValueError(
+            f"component: null; the generation path has {len(names)} frozen submodules, expected one. Give the"
+            " path of an image tokenizer or autoencoder in the model"
+        )
+    return f"generation.{names[0]}"
+
+
+def _component(model: JanusModel, path: str) -> Any:
+    """Return a component that can be trained on images; raise ValueError for any other."""
+    try:
+        component = model.get_submodule(path)
+    except AttributeError as error:
+        raise ValueError(f"component: the model has no module '{path}'") from error
+    if not hasattr(component, "value_range"):
+        raise ValueError(
+            f"component: {path} is a {type(component).__name__}; expected an image tokenizer or autoencoder"
+        )
+    return component
+
+
+@hookimpl
+def register_objectives(registry: Registry[Objective]) -> None:
+    """Register ``image-reconstruction``."""
+    registry.add("image-reconstruction", ImageReconstruction, ImageReconstructionConfig)
