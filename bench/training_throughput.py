@@ -29,7 +29,7 @@ from janus_modular.training.objective import janus_losses
 from janus_modular.training.parallel import checkpoint_activations
 from janus_modular.training.run_setup import autocast_dtype, batch_builder, open_sources
 from janus_modular.training.schema import TrainConfig
-from janus_modular.training.step_batches import StepBatch
+from janus_modular.training.step_builder import StepBatch
 from janus_modular.training.trainable import set_trainable
 
 SIZES = {"1b": ("model/janus_pro_1b", 48, 6), "tiny": ("tiny", 12, 2)}

@@ -19,7 +19,7 @@ from janus_modular.checkpoints.native import check_rebuilds, plugins_of, read_re
 from janus_modular.config import to_plain
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
-from janus_modular.objectives import Objective
+from janus_modular.objectives import Objective, ReadsExamples
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
 from janus_modular.training.checkpoint_writer import CheckpointWriter
@@ -28,6 +28,7 @@ from janus_modular.training.data_record import DataRecord
 from janus_modular.training.early_stop import KEY, EarlyStop
 from janus_modular.training.encode_images import open_codes
 from janus_modular.training.engine import Engine, NonFiniteLossError
+from janus_modular.training.flops import count_flops, describe_uncounted
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.non_finite_samples import describe_samples
@@ -54,6 +55,7 @@ from janus_modular.training.run_setup import (
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, shared
 from janus_modular.training.step_builder import StepBatch, StepBuilder
+from janus_modular.training.throughput import Throughput, peak_flops, unknown_peak
 from janus_modular.training.trackers import open_trackers
 from janus_modular.training.trainable import (
     check_reached,
@@ -126,6 +128,7 @@ class _PreparedRun:
     early_stop: EarlyStop | None
     environment: dict[str, Any]  # recorded in checkpoints
     weights: str  # digest of the initial weights
+    throughput: Throughput | None  # None: the peak of the device is not known
 
 
 def _prepare(
@@ -154,6 +157,7 @@ def _prepare(
     set_trainable(on_meta, config.learn, objective.trains)
     torch.manual_seed(config.seed)
     precision = autocast_dtype(config.dtype, device)
+    throughput = _throughput(on_meta, objective, config, processes, device, quiet=quiet)
 
     def shard(model: JanusModel) -> None:
         set_trainable(model, config.learn, objective.trains)
@@ -200,18 +204,33 @@ def _prepare(
     environment = run_environment(plugins, plugins_of(assembly, plugins)) if processes.is_first else {}
     digest = loader.digest.hexdigest()
     return _PreparedRun(
-        assembly,
-        objective,
-        engine,
-        builder,
-        derived,
-        record,
-        trackers,
-        validation,
-        early_stop,
-        environment,
-        digest,
+        *(assembly, objective, engine, builder, derived, record, trackers, validation, early_stop),
+        *(environment, digest, throughput),
     )
+
+
+def _throughput(
+    on_meta: JanusModel,
+    objective: Objective,
+    config: TrainConfig,
+    processes: Processes,
+    device: torch.device,
+    *,
+    quiet: bool,
+) -> Throughput | None:
+    """Return what measures MFU, for a model on the meta device; None where it cannot be told."""
+    precision = autocast_dtype(config.dtype, device)
+    peak, counts = peak_flops(device, precision, config.peak_flops), None
+    if isinstance(objective, ReadsExamples):
+        message = "MFU is not reported: it is counted for batches of token sequences only."
+    elif peak is None:
+        message = unknown_peak(device, precision)
+    else:
+        counts = count_flops(on_meta)
+        message = describe_uncounted(counts.uncounted)
+    if message and not quiet:
+        Console(stderr=True).print(message, **PLAIN)
+    return None if peak is None or counts is None else Throughput(counts, peak, processes)
 
 
 def _run_steps(
@@ -229,6 +248,8 @@ def _run_steps(
     )
     is_sharded = "fsdp" in config.parallel.values() and isinstance(prepared.builder, BatchBuilder)
     counted_batches = record.counting(shared(batches, processes, equal_passes=is_sharded), engine.next_step)
+    throughput = prepared.throughput
+    timed_batches = throughput.counting(counted_batches) if throughput else counted_batches
     writer, untrained = CheckpointWriter(prepared.assembly, engine, config, checkpoint), list[str]()
 
     def save_checkpoint(*, background: bool = False) -> None:
@@ -265,12 +286,13 @@ def _run_steps(
             if not (early_stop and early_stop.is_over):
                 run(
                     engine,
-                    counted_batches,
+                    timed_batches,
                     title=title,
                     trackers=prepared.trackers,
                     log_every=config.log_every,
                     quiet=quiet,
                     after_step=after_step,
+                    rates=throughput.rates if throughput else None,
                 )
         except NonFiniteLossError as error:
             model, processor = prepared.assembly.model, prepared.assembly.processor
