@@ -198,6 +198,18 @@ class ImageSamplerSettings:
     numbers: Sequence[int] = ()  # of each image, for its noise; default: counted from first for every prompt
 
 
+@dataclass
+class CodeSamplerSettings(ImageSamplerSettings):
+    """Settings of an image sampler that draws code by code, and goes on from codes that were drawn before.
+
+    The sampler runs a graph of the role ``sample`` once for each code, and returns what the graph of the role
+    ``decode`` makes of all codes. With the first codes of an image as its prefix, it draws the same image:
+    the noise of a code follows from the seed, the number of the image and the position alone.
+    """
+
+    prefix: Sequence[Any] = ()  # codes that each image begins with, in raster order; of S codes each: lists
+
+
 TextSettingsT = TypeVar("TextSettingsT", bound=TextSamplerSettings, contravariant=True)
 ImageSettingsT = TypeVar("ImageSettingsT", bound=ImageSamplerSettings, contravariant=True)
 
@@ -266,10 +278,13 @@ class Source(Protocol):
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """A source whose data may change between two runs: its fingerprint is compared when a run is resumed."""
+    """A source or a runtime that may be another between two runs: fingerprints are compared on resuming.
+
+    Of a source when a training run is resumed, of a runtime when an engine resumes drawings of its journal.
+    """
 
     def fingerprint(self) -> str:
-        """Return a digest of the data; equal only where every sample is the same."""
+        """Return a digest; equal only where every sample, or every result, is the same."""
         ...
 
 
