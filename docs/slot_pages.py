@@ -43,7 +43,8 @@ RELATED: dict[str, tuple[str, ...]] = {
     "adaptors": ("capabilities.ReshapesGrid",),
     "text_samplers": ("protocols.TextSamplerSettings", "protocols.Session", "sequence.Sequence"),
     "image_samplers": (
-        *("protocols.ImageSamplerSettings", "protocols.Session", "sequence.Sequence"),
+        *("protocols.ImageSamplerSettings", "protocols.CodeSamplerSettings"),
+        *("protocols.Session", "sequence.Sequence"),
         *("sequence.unconditional", "protocols.EncodedImages"),
     ),
     "backbones": (

@@ -70,6 +70,7 @@ from .protocols import LogsConfig as LogsConfig
 from .protocols import LogsImages as LogsImages
 from .protocols import LogsTexts as LogsTexts
 from .protocols import Runtime as Runtime
+from .protocols import CodeSamplerSettings as CodeSamplerSettings
 from .protocols import ImageSampler as ImageSampler
 from .protocols import ImageSamplerSettings as ImageSamplerSettings
 from .protocols import TextSampler as TextSampler

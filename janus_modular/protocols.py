@@ -200,6 +200,18 @@ class ImageSamplerSettings:
     numbers: Sequence[int] = ()  # selects each image's noise; default: counts from ``first`` for each prompt
 
 
+@dataclass
+class CodeSamplerSettings(ImageSamplerSettings):
+    """Settings of an image sampler that draws code by code, and goes on from codes that were drawn before.
+
+    The sampler runs a graph of the role ``sample`` once for each code, and returns what the graph of the role
+    ``decode`` makes of all codes. With the first codes of an image as its prefix, it draws the same image:
+    the noise of a code follows from the seed, the number of the image and the position alone.
+    """
+
+    prefix: Sequence[Any] = ()  # codes that each image begins with, in raster order; of S codes each: lists
+
+
 TextSettingsT = TypeVar("TextSettingsT", bound=TextSamplerSettings, contravariant=True)
 ImageSettingsT = TypeVar("ImageSettingsT", bound=ImageSamplerSettings, contravariant=True)
 
@@ -272,10 +284,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """A source with a digest of its data, which is compared when a run is resumed."""
+    """A source or a runtime with a digest, which is compared when a run or the drawings of a journal are resumed."""
 
     def fingerprint(self) -> str:
-        """Return a digest that is equal only if all samples are equal."""
+        """Return a digest that is equal only if all samples, or all results, are equal."""
         ...
 
 

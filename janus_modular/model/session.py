@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
+from hashlib import sha256
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,9 @@ from janus_modular.sequence import Sequence
 from janus_modular.session_errors import check_max_seq_len, unknown_graph
 from janus_modular.sessions import BaseSession
 
+FINGERPRINTED = 64
+"""Values of each weight that a fingerprint reads: all of them would take seconds."""
+
 
 class TorchRuntime:
     """Opens sessions of a model in torch; a `janus_modular.Runtime`."""
@@ -36,6 +40,16 @@ class TorchRuntime:
         self.image_sampler = model.image_sampler
         self.pad = pad
         self.suppressed_ids = suppressed_ids
+
+    def fingerprint(self) -> str:
+        """Return a digest of some values of every weight, which change when it is trained."""
+        digest = sha256()
+        for name, weight in self.model.state_dict().items():
+            flat = weight.reshape(-1)
+            some = flat[:: max(1, len(flat) // FINGERPRINTED)][:FINGERPRINTED]
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
+            digest.update(some.double().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def open(self, max_seq_len: int, rows: int | None = None) -> TorchSession:
         """Open a session whose rows hold up to ``max_seq_len`` positions.

@@ -13,6 +13,7 @@ from janus_modular.errors import (
     DeadlineError,
     ImageError,
     JanusError,
+    JournalError,
     NotFiniteError,
     PromptError,
     RequestCancelledError,
@@ -29,6 +30,9 @@ TYPES = {
     429: "rate_limit_error",
 }
 """The type of an error by its HTTP status; of others invalid_request_error, or server_error from 500 on."""
+
+JOURNAL_SECONDS = 30
+"""After which a drawing is tried again that the journal did not take: a disk is not emptied at once."""
 
 
 class ErrorBody(BaseModel):
@@ -97,6 +101,15 @@ def api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, DeadlineError):
         return deadline_error()
+    if isinstance(error, JournalError):
+        log.error("a drawing is refused: %s", error)
+        return ApiError(
+            503,
+            "the server cannot record drawings at the moment, so it refuses them. Try again later, or another"
+            " server.",
+            code="journal_unavailable",
+            headers={"retry-after": str(JOURNAL_SECONDS)},
+        )
     if isinstance(error, RequestCancelledError):
         return ApiError(503, "the server is shutting down.", code="shutting_down")
     if isinstance(error, NotFiniteError | CheckError | ServingError) or not isinstance(error, JanusError):

@@ -122,6 +122,7 @@ class _EngineCollector(Collector):
         counters = {
             "janus_steps": ("Steps of the backbone", stats.steps),
             "janus_prompt_positions": ("Positions of prompts that were read", stats.prompt_positions),
+            "janus_continued_codes": ("Codes of drawings taken from the journal", stats.continued_codes),
             "janus_reused_positions": ("Positions of prompts that were copied", stats.reused_positions),
         }
         for name, (text, value) in counters.items():

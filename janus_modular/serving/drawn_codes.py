@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class CodeGraphs:
     output: int  # which of its outputs these are
     decode: str  # decodes codes (N, P) or (N, P, S) into images
     positions: int  # P
+    can_embed: bool  # the path embeds codes that were drawn before
 
     @classmethod
     def of(cls, signatures: Mapping[str, GraphSignature]) -> CodeGraphs | None:
@@ -41,27 +42,39 @@ class CodeGraphs:
             for index, tensor in enumerate(sampling.outputs)
             if (tensor.dtype, tensor.shape) == ("int64", of_step)
         ]
-        return cls(sample, outputs[0], decode, codes.shape[1]) if len(outputs) == 1 else None
+        if len(outputs) != 1:
+            return None
+        can_embed = any(graph.role == "embed" for graph in signatures.values())
+        return cls(sample, outputs[0], decode, codes.shape[1], can_embed)
 
 
 class DrawnCodes:
     """Collects the codes of the one image that a view draws."""
 
     def __init__(
-        self, view: RowView, graphs: CodeGraphs, on_code: Callable[[int, Any], None] | None = None
+        self,
+        view: RowView,
+        graphs: CodeGraphs,
+        prefix: Sequence[Any],
+        on_code: Callable[[Any], None] | None = None,
     ) -> None:
-        """Note what the path's sampling graph returns from now on.
+        """Note what the path's sampling graph returns from now on, after the codes of a prefix.
 
-        ``on_code`` gets each position with its code, or with its S codes.
+        ``on_code`` gets each further code, or the S codes of a position.
         """
         self.view, self.graphs, self.on_code = view, graphs, on_code
-        self.columns: list[Any] = []  # (1,) or (1, S), of each step
+        self.columns: list[Any] = [np.array([codes]) for codes in prefix]  # (1,) or (1, S), of each position
         view.on_run = self._on_run
 
     @property
     def codes(self) -> NDArray[np.int64]:
         """The codes so far, (k,) or (k, S)."""
         return np.concatenate([self.view.to_host(column) for column in self.columns])
+
+    @property
+    def is_complete(self) -> bool:
+        """True if all codes are there."""
+        return len(self.columns) == self.graphs.positions
 
     def decode(self) -> NDArray[Any]:
         """Return the image (3, H, W) as it would be if its last code were repeated to the end."""
@@ -76,7 +89,7 @@ class DrawnCodes:
             return
         self.columns.append(outputs[self.graphs.output] if isinstance(outputs, tuple) else outputs)
         if self.on_code is not None:
-            self.on_code(len(self.columns) - 1, self.view.to_host(self.columns[-1])[0])
+            self.on_code(self.view.to_host(self.columns[-1])[0])
 
 
 def partial_steps(count: int, positions: int) -> dict[int, int]:

@@ -27,11 +27,12 @@ from janus_modular.errors import (
 )
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.plugins import Plugins
-from janus_modular.protocols import Scheduler, SharedSession
+from janus_modular.protocols import Fingerprinted, Scheduler, SharedSession
 from janus_modular.serving.batch import Batch
+from janus_modular.serving.drawing_record import DrawingRecord
 from janus_modular.serving.drawn_codes import CodeGraphs
 from janus_modular.serving.jobs import Job
-from janus_modular.serving.journal import DrawingRecord, Journal
+from janus_modular.serving.journal import Journal
 from janus_modular.serving.open_requests import OpenRequest
 from janus_modular.serving.requests import AnswerRequest, DrawRequest
 from janus_modular.serving.statistics import EngineStats
@@ -128,16 +129,14 @@ class Engine:
         self._closing = False
         self._open: list[OpenRequest] = []  # of the engine's thread, like all below
         self._of_task: dict[int, OpenRequest] = {}
-        self._counts = dict.fromkeys(("answer", "draw", "failed", "cancelled", "started"), 0)
+        self._counts = dict.fromkeys(("answer", "draw", "failed", "cancelled", "started", "continued"), 0)
         self._queue_seconds = 0.0
-        self._journal = None if journal is None else Journal(journal)
-        records = [] if self._journal is None else self._journal.open_records()
-        try:
-            self.resumed = [self._resume(record) for record in records]  # jobs, the oldest first
-        except JanusError:
-            if self._journal is not None:  # the folder is free again
-                self._journal.close()
-            raise
+        self._journal = None
+        if journal is not None:
+            runtime = janus.runtime
+            model = runtime.fingerprint() if isinstance(runtime, Fingerprinted) else None
+            self._journal = Journal(journal, model)
+        self.resumed = [] if self._journal is None else self._resume_all(self._journal)  # jobs
         self._thread = threading.Thread(target=self._work, name="janus-engine", daemon=True)
         self._thread.start()
 
@@ -173,7 +172,7 @@ class Engine:
                     seconds,
                 )
             if self._journal is not None and isinstance(work, DrawWork):
-                work.record = self._journal.begin(job.request_id, work.request)
+                self._record(work, self._journal, self._journal.begin(job.request_id, work.request))
             self._requests[job.request_id] = opened
             opened.submitted_step = self._batch.steps
             self._incoming.append(opened)
@@ -181,7 +180,16 @@ class Engine:
             self._changed.notify_all()
         return job
 
-    def _resume(self, record: DrawingRecord) -> Job:
+    def _resume_all(self, journal: Journal) -> list[Job]:
+        """Queue the open drawings of the journal, the oldest first; on an error, its folder is free again."""
+        records = journal.open_records()
+        try:
+            return [self._resume(journal, record) for record in records]
+        except JanusError:
+            journal.close()
+            raise
+
+    def _resume(self, journal: Journal, record: DrawingRecord) -> Job:
         """Queue a drawing of the journal again.
 
         Raises:
@@ -194,7 +202,7 @@ class Engine:
                 f"the journal's file {record.file} holds a drawing that this model refuses: {error} Start the"
                 " model that the journal is of, or choose another folder."
             ) from error
-        work.record = record
+        self._record(work, journal, record)
         opened = OpenRequest(
             Job(record.request, record.request_id, self._cancel), work, lambda: self._batch.steps
         )
@@ -202,6 +210,10 @@ class Engine:
         self._incoming.append(opened)
         self._waiting += 1
         return opened.job
+
+    def _record(self, work: DrawWork, journal: Journal, record: DrawingRecord) -> None:
+        work.record_in(record, journal.model)
+        self._counts["continued"] += record.count
 
     def stats(self) -> EngineStats:
         """Return the numbers of requests, rows and steps so far, and the time in the queue, in seconds."""
@@ -221,6 +233,7 @@ class Engine:
             cancelled=counts["cancelled"],
             queue_seconds=self._queue_seconds,
             started=counts["started"],
+            continued_codes=counts["continued"],
         )
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
@@ -338,25 +351,21 @@ class Engine:
         if len(opened.results) == opened.work.runs:
             self._end(opened)
 
-    def _end_record(self, opened: OpenRequest, error: BaseException | None) -> BaseException | None:
+    def _end_record(self, opened: OpenRequest, error: BaseException | None) -> None:
         """Finish a drawing's record, or discard it; what closing cancels is kept for the next engine."""
         record = opened.work.record if isinstance(opened.work, DrawWork) else None
-        if record is not None:
-            try:
-                if error is None:
-                    record.finish()
-                elif not self._closing:
-                    record.discard()
-            except JournalError as journal_error:
-                return journal_error
-        return error
+        if record is not None and self._journal is not None:
+            if error is None:
+                self._journal.finish(record)
+            elif not self._closing:
+                record.discard()
 
     def _end(self, opened: OpenRequest, error: BaseException | None = None) -> None:
         """End a request with its result, or with an error; free its rows."""
         if opened.is_done:
             return
         opened.is_done = True
-        error = self._end_record(opened, error)
+        self._end_record(opened, error)
         self._counts[_outcome(opened, error)] += 1
         for task in [*opened.tasks]:
             self._of_task.pop(task.number, None)

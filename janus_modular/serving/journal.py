@@ -1,41 +1,60 @@
 """A journal of drawings: after a crash, an engine goes on with the drawings that were not done.
 
-Each request has a file of its own, to which lines are appended: the request, each code as it is drawn, and at
-the end ``"done"``. A line is written by one call of the system, which keeps it though the process is killed.
+Each request has a file of its own, a `janus_modular.serving.drawing_record.DrawingRecord`.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import errno
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from threading import Lock
 
 from janus_modular.errors import JournalError, PromptError
+from janus_modular.foreign import reason
 from janus_modular.locking import locked
+from janus_modular.serving.drawing_record import DrawingRecord, plain
 from janus_modular.serving.requests import AnswerRequest, DrawRequest
 
-DONE = "done"
 MOST_DONE = 1000
 """Files of finished drawings that are kept, so that a client can ask for the same image again."""
 
+MOST_BYTES = 64_000_000
+"""Of all files of finished drawings."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors that removed files end."""
+
+log = logging.getLogger(__name__)
+
 
 class Journal:
-    """A folder with a file for each drawing. One engine at a time uses it."""
+    """A folder with a file for each drawing. One engine at a time uses it, from any thread.
 
-    def __init__(self, folder: str | Path) -> None:
-        """Open a folder, which is made if there is none.
+    Files of finished drawings are removed, the oldest first, once there are too many or a disk is full. Those
+    of others are as many as an engine's rows and queue hold.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: str | None = None,
+        *,
+        most_done: int = MOST_DONE,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        """Open a folder, which is made if there is none; ``model``: a fingerprint, None: unknown.
 
         Raises:
             JournalError: the folder cannot be written, or another engine uses it.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder, self.model = Path(folder).expanduser(), model
+        self.most_done, self.most_bytes = most_done, most_bytes
+        self._done: dict[Path, int] = {}  # bytes of finished drawings' files, the oldest first
+        self._lock = Lock()
         self._held = ExitStack()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -51,17 +70,24 @@ class Journal:
 
         Raises:
             PromptError: the id belongs to another request.
-            JournalError: the record cannot be read or written.
+            JournalError: the record cannot be read or written; nothing is left of a new one.
         """
         file = self.folder / f"{sha256(request_id.encode()).hexdigest()[:32]}.jsonl"
-        line = {"id": request_id, "request": plain(request)}
-        if not file.exists():
-            record = DrawingRecord(file, request_id, request)
-            record.write(line)
+        with self._lock:
+            if file.exists() and (record := self._read(file)) is not None:
+                self.check_same(record.request, request)
+                self._done.pop(file, None)  # so that it is not removed meanwhile
+                return record
+            record = DrawingRecord(file, request_id, request, self.model)
+            try:
+                record.create()
+            except JournalError as error:
+                is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
+                if not (is_full and self._done):
+                    raise
+                self._prune(0)
+                record.create()
             return record
-        record = self.read(file)
-        self.check_same(record.request, request)
-        return record
 
     def check_same(self, first: AnswerRequest | DrawRequest, second: AnswerRequest | DrawRequest) -> None:
         """Check that a request may have the id of another: that both draw the same images.
@@ -76,123 +102,73 @@ class Journal:
                 " drawing, with the same settings, or another id."
             )
 
-    def read(self, file: Path) -> DrawingRecord:
-        """Read the record of a request; a last line that is not complete is cut off.
-
-        Raises:
-            JournalError: the file is damaged.
-        """
-        try:
-            content = file.read_bytes()
-            end = content.rfind(b"\n") + 1
-            if end < len(content):
-                os.truncate(file, end)
-            first, *lines = [json.loads(line) for line in content[:end].splitlines()]
-            settings = first["request"]
-            if settings["size"] is not None:
-                settings["size"] = tuple(settings["size"])
-            record = DrawingRecord(file, first["id"], DrawRequest(**settings, request_id=first["id"]))
-            record.is_done = DONE in lines
-            for image, code in (line for line in lines if line != DONE):
-                record.codes.setdefault(image, []).append(code)
-        except OSError as error:
-            raise JournalError(f"the journal's file {file} cannot be read: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise JournalError(
-                f"the journal's file {file} is damaged: {error!r:.100}; expected lines of JSON, the request"
-                " first. Remove the file: its drawing is lost."
-            ) from error
-        return record
+    def finish(self, record: DrawingRecord) -> None:
+        """Note that a drawing is done; remove the oldest files if there are too many."""
+        record.finish()
+        with self._lock, suppress(OSError):  # it could not be written, or somebody removed it
+            self._done[record.file] = record.file.stat().st_size
+            self._prune(self.most_done)
 
     def open_records(self) -> list[DrawingRecord]:
         """Return the records of drawings that are not done, oldest first; remove old ones that are.
 
+        A file that is damaged, by a crash of the machine for instance, is renamed, and logged.
+
         Raises:
-            JournalError: a file is damaged; the folder is free again.
+            JournalError: a file cannot be read; the folder is free again.
         """
         try:
-            return [*self._open_records()]
+            with self._lock:
+                return [*self._open_records()]
         except JournalError:
             self.close()
             raise
 
     def _open_records(self) -> Iterator[DrawingRecord]:
-        done = []
         files = sorted(self.folder.glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
         for file in files:
             if not file.read_bytes().count(b"\n"):  # killed before the request was accepted
                 file.unlink()
-            elif (record := self.read(file)).is_done:
-                done.append(file)
-            else:
+            elif (record := self._read(file)) is not None and record.is_done:
+                self._done[file] = file.stat().st_size
+            elif record is not None:
                 yield record
-        for file in done[:-MOST_DONE]:
-            file.unlink()
+        self._prune(self.most_done)
+
+    def _read(self, file: Path) -> DrawingRecord | None:
+        """Read a record; None: it was damaged, and is no record anymore.
+
+        Raises:
+            JournalError: the file cannot be read.
+        """
+        try:
+            return DrawingRecord.read(file)
+        except ValueError as error:
+            aside = file.with_suffix(".damaged")
+            log.error(
+                "the journal's file %s is damaged: %s; expected lines of JSON, the request first. It is %s"
+                " now, and its drawing does not go on: a client that sends the request again gets the image.",
+                file,
+                error,
+                aside.name,
+            )
+            try:
+                file.replace(aside)
+            except OSError as renaming:
+                raise JournalError(f"{file} is damaged and cannot be renamed: {reason(renaming)}.") from error
+            return None
+        except OSError as error:
+            raise JournalError(f"the journal's file {file} cannot be read: {reason(error)}.") from error
+
+    def _prune(self, most: int) -> None:
+        """Remove the oldest files of finished drawings, until there are few and small enough."""
+        total = sum(self._done.values())
+        while len(self._done) > most or total > self.most_bytes:
+            file = next(iter(self._done))
+            total -= self._done.pop(file)
+            with suppress(OSError):
+                file.unlink()
 
     def close(self) -> None:
         """Let another engine use the folder."""
         self._held.close()
-
-
-class DrawingRecord:
-    """What a journal has of a request. Used by one thread at a time."""
-
-    def __init__(self, file: Path, request_id: str, request: DrawRequest) -> None:
-        self.file, self.request_id, self.request = file, request_id, request
-        self.codes: dict[int, list[Any]] = {}  # of each image, as far as they are on disk
-        self.is_done = False
-
-    def add(self, image: int, position: int, code: Any) -> None:
-        """Append the code of an image at a position, or compare it with the one on disk.
-
-        Raises:
-            JournalError: the disk is full, or the codes on disk are not those that this model draws.
-        """
-        known = self.codes.setdefault(image, [])
-        number = np.asarray(code).tolist()
-        if position == len(known):
-            self.write([image, number])
-            known.append(number)
-        elif known[position] != number:
-            raise JournalError(
-                f"the journal {self.file.name}: found the code {known[position]} at position {position} of"
-                f" image {image}; this model draws {number}. Open the engine with the model that began it, or"
-                " remove the file."
-            )
-
-    def finish(self) -> None:
-        """Note that the drawing is done."""
-        if not self.is_done:
-            self.write(DONE)
-            self.is_done = True
-
-    def discard(self) -> None:
-        """Forget the request: it was cancelled, or it failed."""
-        with suppress(OSError):
-            self.file.unlink()
-
-    def write(self, line: Any) -> None:
-        """Append a line at once.
-
-        Raises:
-            JournalError: it cannot be written; what was written of it is cut off.
-        """
-        data = json.dumps(line).encode() + b"\n"
-        try:
-            with self.file.open("ab", buffering=0) as file:
-                if (written := file.write(data)) != len(data):
-                    file.truncate(file.tell() - (written or 0))
-                    raise OSError(0, "no space left on the device")
-        except OSError as error:
-            raise JournalError(
-                f"the journal's file {self.file} cannot be written: {error.strerror}. Free some space, or"
-                " open the engine without a journal."
-            ) from error
-
-
-def plain(request: DrawRequest) -> dict[str, Any]:
-    """Return what determines a request's images, as JSON has it."""
-    fields = asdict(replace(request, deadline=None, request_id=None, partial_images=0))
-    del fields["deadline"], fields["request_id"], fields["partial_images"]
-    result: dict[str, Any] = json.loads(json.dumps(fields, default=lambda value: np.asarray(value).tolist()))
-    return result

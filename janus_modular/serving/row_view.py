@@ -17,6 +17,10 @@ from janus_modular.sessions import BaseSession
 Indices = NDArray[np.int64]
 
 
+MOST_FED = 64
+"""Positions of a row that a sampler feeds at once; more are fed in parts."""
+
+
 class SharedTensor:
     """A tensor of the session that calls of several requests returned together."""
 
@@ -131,7 +135,7 @@ class RowView(BaseSession):
         self.session, self.wait_for, self.cut_back = session, wait_for, cut_back
         self.go_on_alone = go_on_alone
         self.is_alone = False  # the view has the first rows, and no other has any: calls are not joined
-        self.hidden_size, self.max_feed = session.hidden_size, session.max_feed
+        self.hidden_size = session.hidden_size
         self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
         self.image_positions, self.sizes = session.image_positions, session.sizes
         self.on_run: Callable[[str, Any], None] = lambda name, outputs: None  # sees what graphs return
@@ -147,7 +151,25 @@ class RowView(BaseSession):
         return self.wait_for(ReadCall(prompts, first_row))
 
     def feed(self, x: Any, counts: Indices) -> Any:
-        """Wait until x (rows, W, D) is fed; return the hidden states (rows, W, D)."""
+        """Wait until x (rows, W, D) is fed; return the hidden states (rows, W, D).
+
+        Many positions are fed in parts, so that they hold up other requests no longer than prompts do.
+        """
+        width: int = x.shape[1]
+        size = min(self.session.max_feed or MOST_FED, MOST_FED)
+        if width <= size:
+            return self._feed(x, counts)
+        vectors = np.arange(x.shape[0] * width).reshape(-1, width)
+        parts, places, end = list[Any](), list[Indices](), 0
+        for start in range(0, width, size):
+            columns = vectors[:, start : start + size]
+            hidden = self._feed(self.take(x, columns), np.clip(counts - start, 0, columns.shape[1]))
+            places.append(end + np.arange(columns.size).reshape(columns.shape))
+            parts.append(self.take(hidden, places[-1] - end))  # the next part may overwrite it
+            end += columns.size
+        return self.take(parts, np.concatenate(places, axis=1))
+
+    def _feed(self, x: Any, counts: Indices) -> Any:
         if self.is_alone:
             if self.go_on_alone():
                 return self.session.extend_rows(own_tensor(self.session, x), counts, 0)

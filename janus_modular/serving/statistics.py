@@ -22,4 +22,5 @@ class EngineStats:
     failed: int  # requests that ended with an error, a deadline among these
     cancelled: int
     queue_seconds: float  # from submission to the first rows, summed over all requests that got any
+    continued_codes: int  # of drawings, taken from the journal instead of drawn
     started: int  # requests that got rows: the mean time in the queue is queue_seconds / started

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,9 @@ from janus_modular import arguments, samplers
 from janus_modular.answers import Answer, AnswerRow, Drawings, Usage
 from janus_modular.errors import PromptError
 from janus_modular.processing.image_io import to_image
-from janus_modular.protocols import EncodedImages
+from janus_modular.protocols import CodeSamplerSettings, EncodedImages
+from janus_modular.serving.drawing_record import DrawingRecord
 from janus_modular.serving.drawn_codes import CodeGraphs, DrawnCodes, partial_steps
-from janus_modular.serving.journal import DrawingRecord
 from janus_modular.serving.requests import (
     AnswerRequest,
     DrawRequest,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from janus_modular.janus import Janus
 
 Emit = Callable[[Event], None]
+
+log = logging.getLogger(__name__)
 
 
 class Work(ABC):
@@ -125,12 +128,44 @@ class DrawWork(Work):
         self.done = [0] * self.runs
         self.record: DrawingRecord | None = None  # in the engine's journal
 
+    def record_in(self, record: DrawingRecord, model: str | None) -> None:
+        """Record codes, and go on from those that are recorded; ``model``: the fingerprint, None: unknown.
+
+        Where the model or its sampler cannot go on, everything is drawn again, and the log says why.
+        """
+        self.record = record
+        if not record.was_read:
+            return
+        reason = self.restart_reason
+        if not reason and record.count and (model is None or record.model != model):
+            reason = "another model began it" if model else "its runtime has no fingerprint of the model"
+        if reason:
+            log.warning("the drawing %s is drawn again from its seed: %s.", record.request_id, reason)
+            if record.count:
+                record.restart(model)
+
+    @property
+    def restart_reason(self) -> str:
+        """Why the sampler cannot go on from codes that were drawn before; empty if it can."""
+        if self.code_graphs is None:
+            return "its generation path does not draw code by code"
+        if not isinstance(self.settings, CodeSamplerSettings):
+            return f"the settings of the image sampler '{self.name}' are no CodeSamplerSettings"
+        return "" if self.code_graphs.can_embed else "the model has no graph that embeds codes"
+
+    def _known(self, number: int) -> Sequence[Any]:
+        """Return the codes of an image that were drawn before."""
+        return () if self.record is None else self.record.codes.get(number, ())
+
     def run(self, number: int, view: RowView, emit: Emit) -> EncodedImages:
         """Draw an image, with an event for each step, and for each partial image."""
-        record, drawn = self.record, None
+        settings, drawn = replace(self.settings, numbers=(self.numbers[number],)), None
+        if isinstance(settings, CodeSamplerSettings):
+            settings = replace(settings, prefix=[*settings.prefix, *self._known(number)])
         if self.code_graphs is not None:
-            add = None if record is None else partial(record.add, number)
-            drawn = DrawnCodes(view, self.code_graphs, add)
+            prefix = settings.prefix if isinstance(settings, CodeSamplerSettings) else ()
+            add = partial(self.record.add, number) if self.record and not self.restart_reason else None
+            drawn = DrawnCodes(view, self.code_graphs, prefix, add)
 
         def on_progress(done: int, total: int) -> None:
             self.done[number] = done
@@ -138,7 +173,9 @@ class DrawWork(Work):
             if drawn is not None and done in self.partial_steps:
                 emit(PartialImage(to_image(drawn.decode()), number, self.partial_steps[done]))
 
-        settings = replace(self.settings, numbers=(self.numbers[number],))
+        if drawn is not None and self._known(number) and drawn.is_complete:
+            on_progress(len(drawn.columns), len(drawn.columns))
+            return EncodedImages(drawn.decode()[None], drawn.codes[None])
         steps = self.sampler(view, [self.prompt], settings)
         return samplers.draw_images(self.name, steps, 1, on_progress)
 

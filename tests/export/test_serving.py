@@ -10,7 +10,7 @@ from PIL import Image
 
 from janus_modular import PromptError
 from janus_modular.janus import Janus
-from janus_modular.serving import AnswerRequest, DrawRequest, Engine
+from janus_modular.serving import AnswerRequest, DrawRequest, Engine, Progress
 from janus_modular.testing.serving import alone, ensure_same, mixed_requests
 
 
@@ -64,3 +64,28 @@ def test_an_image_without_codes_has_no_partial_images(flow_bundle: Path) -> None
         pytest.raises(PromptError, match=r"found 1; expected 0 to 0.*does not draw code by code"),
     ):
         engine.submit(DrawRequest("a", partial_images=1))
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny_bundle", pytest.param("several_codes_bundle", marks=pytest.mark.slow), "flow_bundle"]
+)
+def test_a_drawing_goes_on_where_another_engine_ended(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From its codes; a path without codes draws again from the seed, and the log says so."""
+    janus = Janus.from_pretrained(
+        request.getfixturevalue(name), allow_failed=True, runtime={"name": "onnx", "threads": 1}
+    )
+    drawing = DrawRequest("a cat", n=5, seed=3, request_id="mine")
+    first = Engine(janus, rows=3, journal=tmp_path)
+    job = first.submit(drawing)
+    next(event for event in job if isinstance(event, Progress) and event.done > 5)
+    first.close(drain=False)
+    [file] = tmp_path.glob("*.jsonl")
+    recorded = len(file.read_bytes().splitlines()) - 1
+    has_codes = name != "flow_bundle"
+    assert (recorded > 0) == has_codes
+    with Engine(janus, rows=3, journal=tmp_path) as second:
+        assert second.stats().continued_codes == recorded
+        ensure_same(drawing, second.resumed[0].result(60), alone(janus, drawing))
+    assert ("drawn again from its seed" in caplog.text) == (not has_codes)

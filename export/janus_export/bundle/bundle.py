@@ -8,6 +8,7 @@ tokenizer files, processor.json   preprocessing of text and images
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -120,6 +121,12 @@ class Bundle:
                 f" {hint or f'{did_you_mean(graph, files)} {again}'.strip()}"
             )
         return self.folder / files[graph]
+
+    def fingerprint(self, variant: str) -> str:
+        """Return a digest of a variant's graphs and weights, from their hashes in the manifest."""
+        record, hashes = self.manifest["variants"][variant], self.manifest["sha256"]
+        names = sorted([*record["files"].values(), *record["weights"]])
+        return hashlib.sha256(json.dumps([hashes[name] for name in names]).encode()).hexdigest()
 
     def verify_weights(self, names: Iterable[str] | None = None) -> None:
         """Check the hashes of all files, or only of ``names``: about a second per gigabyte.

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular import (
+    CodeSamplerSettings,
     EncodedImages,
     EncodedSpec,
     ImageSampler,
-    ImageSamplerSettings,
     PromptError,
     Registry,
     Session,
@@ -33,13 +33,12 @@ from janus_plugins.samplers.noise import exponential_noise
 
 
 @dataclass
-class DrawSettings(ImageSamplerSettings):
+class DrawSettings(CodeSamplerSettings):
     """How codes are sampled."""
 
     guidance: float = 5.0  # w in l = u + w (c - u); 1: no unconditional row
     temperature: float = 1.0  # 0: always the most likely code
     seed: int = 0  # of the noise of image i: (seed, i)
-    prefix: Sequence[Any] = ()  # codes that each image begins with, in raster order; of S codes each: lists
 
     def __post_init__(self) -> None:
         """Check the settings: a wrong one would draw noise.

@@ -117,10 +117,21 @@ def test_events_of_a_drawing(tiny: Janus, engine: Engine) -> None:
     codes = last.encoded[0]  # type: ignore[union-attr]
     assert codes is not None
     [second] = [event for event in partial if (event.index, event.number) == (0, 1)]
-    known = 16 * 2 // 5  # codes after which it was decoded; the last is repeated
+    ensure_decoded(tiny, second, codes, known=16 * 2 // 5)
+
+
+def ensure_decoded(tiny: Janus, event: PartialImage, codes: Any, *, known: int) -> None:
+    """Check that an image was decoded after so many codes; the last is repeated."""
     filled = np.concatenate([codes[:known], np.repeat(codes[known - 1], 16 - known)])
     expected = tiny.model.generation.decode_image(torch.from_numpy(filled)[None])[0]
-    assert np.array_equal(np.asarray(second.image), expected.permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(event.image), expected.permute(1, 2, 0).numpy())
+
+
+def test_a_partial_image_has_the_codes_of_a_prefix(tiny: Janus, engine: Engine) -> None:
+    request = DrawRequest("a cat", partial_images=1, settings={"prefix": [3, 60]})
+    events = list(engine.submit(request))
+    [partial] = [event for event in events if isinstance(event, PartialImage)]
+    ensure_decoded(tiny, partial, events[-1].result.encoded[0], known=5)  # type: ignore[union-attr,index]
 
 
 def test_events_for_asyncio(tiny: Janus, engine: Engine) -> None:

@@ -115,6 +115,10 @@ class OnnxRuntime:
         """
         return OnnxSession(self, check_max_seq_len(max_seq_len, self.context), rows)
 
+    def fingerprint(self) -> str:
+        """Return a digest of the variant's graphs and weights."""
+        return self.bundle.fingerprint(self.variant)
+
     def in_chunks(self, positions: int) -> OnnxRuntime:
         """Return the runtime with prompts read in chunks of so many positions; its cache grows as often."""
         chunked = copy(self)  # which shares the opened graphs

@@ -161,6 +161,10 @@ class TensorRTRuntime:
         """Return True if the last output of a graph is its `MAGNITUDE`."""
         return self.engine(name).contract.outputs[-1].name == MAGNITUDE
 
+    def fingerprint(self) -> str:
+        """Return a digest of the variant's graphs and weights."""
+        return self.bundle.fingerprint(self.variant)
+
     def in_chunks(self, positions: int) -> TensorRTRuntime:
         """Return the runtime with prompts read in chunks of so many positions, or as few as engines take."""
         chunked = copy(self)  # which shares the opened engines
