@@ -192,6 +192,7 @@ EXTRAS = {
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
     "serve": ("greenlet", "fastapi", "uvicorn", "prometheus_client"),
     "ui": ("gradio", "httpx"),
+    "ray": ("ray",),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
 """The modules of each extra. Messages name the first extra that has a missing module."""
@@ -202,6 +203,7 @@ INCLUDES = {
     "metrics": ("torch",),
     "export": ("torch",),
     "ui": ("serve",),
+    "ray": ("serve",),
     "demo": ("train", "export", "runtime", "plot"),
 }
 """The other extras that an extra includes."""
