@@ -193,6 +193,7 @@ EXTRAS = {
     "serve": ("greenlet", "fastapi", "uvicorn", "prometheus_client"),
     "ui": ("gradio", "httpx"),
     "ray": ("ray",),
+    "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
 """The modules of each extra. Messages name the first extra that has a missing module."""
@@ -204,6 +205,7 @@ INCLUDES = {
     "export": ("torch",),
     "ui": ("serve",),
     "ray": ("serve",),
+    "otel": ("serve",),
     "demo": ("train", "export", "runtime", "plot"),
 }
 """The other extras that an extra includes."""

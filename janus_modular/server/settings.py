@@ -100,6 +100,7 @@ class ServerConfig:
     warm_up: bool = True  # compute one answer and one drawing before the server is ready
     shutdown: float = 30.0  # seconds that open requests may take after SIGTERM
     log: Literal["json", "none"] = "json"  # a line on stderr for each request, without its content
+    traces: bool = False  # spans for OpenTelemetry, to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names
     ray: RayConfig | None = None  # serve replicas in a Ray cluster; null: one process, this one
 
     def __post_init__(self) -> None:
