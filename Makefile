@@ -10,6 +10,11 @@ JAVASCRIPT := onnxruntime-node@1.30.0
 TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy==2.1.9 alembic==1.20.1 trackio==0.43.0
 # The web page's library, which needs an older Pillow than .venv has, and what drives a browser.
 PAGE := gradio==6.31.0 gradio-client==2.7.2 pillow==12.3.0 playwright==1.65.2
+# Replicas of a server; NVIDIA's load generator; Helm's library, which renders charts.
+RAY := ray[serve]==2.60.0
+AIPERF := aiperf==0.13.0
+HELM := helm-python-sdk==0.2.2
+ENVIRONMENTS := $(patsubst %,.cache/%/installed,page ray aiperf helm)
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -43,7 +48,7 @@ test: install
 	$(PYTEST)
 
 # Run the tests, and then the slow ones: real weights, a whole demo, every two parts as graphs (half an hour).
-test-all: test weights .cache/trackers/installed .cache/page/installed
+test-all: test weights .cache/trackers/installed $(ENVIRONMENTS)
 	$(PYTEST) -m "slow and not proof"
 
 # Run everything: all tests, then the proofs, and thousands of examples for each property test (hours).
@@ -57,11 +62,14 @@ proof: test-all
 
 # Environments of single slow tests, which see the packages of .venv below their own.
 .cache/page/installed: PACKAGES = $(PAGE)
-.cache/page/installed: .venv/installed Makefile
+.cache/ray/installed: PACKAGES = $(RAY)
+.cache/aiperf/installed: PACKAGES = $(AIPERF)
+.cache/helm/installed: PACKAGES = $(HELM)
+$(ENVIRONMENTS): .venv/installed Makefile
 	$(BIN)/python -m venv --clear --without-pip $(@D)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
-	$(PIP) --python $(@D)/bin/python install --quiet $(PACKAGES)
+	$(PIP) --python $(@D)/bin/python install --quiet $(foreach package,$(PACKAGES),'$(package)')
 	touch $@
 
 # Run what needs an NVIDIA GPU; ONNX Runtime's share of it needs onnxruntime-gpu in place of onnxruntime.

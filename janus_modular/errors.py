@@ -192,6 +192,8 @@ EXTRAS = {
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
     "serve": ("greenlet", "fastapi", "uvicorn", "prometheus_client"),
     "ui": ("gradio", "httpx"),
+    "ray": ("ray",),
+    "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
     "rtx": ("tensorrt_rtx", "cuda.bindings", "onnx_ir", "onnxscript"),
 }
 """The modules of each extra. Messages name the first extra that has a missing module."""
@@ -202,6 +204,8 @@ INCLUDES = {
     "metrics": ("torch",),
     "export": ("torch",),
     "ui": ("serve",),
+    "ray": ("serve",),
+    "otel": ("serve",),
     "demo": ("train", "export", "runtime", "plot"),
 }
 """The other extras that an extra includes."""

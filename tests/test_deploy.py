@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -18,6 +19,36 @@ from janus_modular.server.settings import ServerConfig
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 MANIFESTS: list[dict[str, Any]] = [*yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text("utf-8"))]
+
+
+HELM = ROOT / ".cache/helm/bin/python"
+RENDER = """
+import json, sys
+import helm_python
+
+chart, values = sys.argv[1], json.loads(sys.argv[2])
+with helm_python.Chart.load(chart) as loaded:
+    loaded.validate_schema(values)
+    files = loaded.render(values, name="janus", namespace="default")
+print(json.dumps({"lint": helm_python.lint(chart), "files": files}))
+"""
+
+
+def rendered(values: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Render the chart by Helm's own library, which is no package of the environment."""
+    if not (HELM.parents[1] / "installed").exists():
+        pytest.skip("needs Helm's library: make .cache/helm/installed")
+    line = [HELM, "-c", RENDER, str(ROOT / "deploy/helm"), json.dumps(values)]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def manifests_of_the_chart(values: dict[str, Any]) -> list[dict[str, Any]]:
+    done = rendered(values)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [message for message in result["lint"]["messages"] if message["severity"] > 1] == []
+    texts = [text for name, text in result["files"].items() if name.endswith(".yaml")]
+    return [manifest for text in texts for manifest in yaml.safe_load_all(text) if manifest]
 
 
 @pytest.fixture
@@ -41,6 +72,53 @@ def test_kubernetes_accepts_the_manifests(manifest: dict[str, Any]):
     kubernetes_validate.validate(manifest, version, strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**manifest, "speck": {}}, version, strict=True)
+
+
+@pytest.mark.slow
+def test_the_chart_gives_the_manifests_by_default():
+    def by_kind(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {manifest["kind"]: manifest for manifest in manifests}
+
+    assert by_kind(manifests_of_the_chart({})) == by_kind(MANIFESTS)
+
+
+@pytest.mark.slow
+def test_kubernetes_accepts_the_chart_with_all_values():
+    import kubernetes_validate
+
+    from janus_modular.config import load, resolve
+
+    values = {
+        "autoscaling": {"enabled": True},
+        "model": {"path": "bundles/demo"},
+        "nodeSelector": {"kubernetes.io/arch": "amd64"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "settings": {"name": "a: b", "hosts": ["a.example"], "limits": {"images": 2}, "fetch_images": True},
+        "shutdown": 60,
+        "traces": "http://collector:4318",
+    }
+    manifests = manifests_of_the_chart(values)
+    assert {manifest["kind"] for manifest in manifests} == {
+        *(manifest["kind"] for manifest in MANIFESTS),
+        "HorizontalPodAutoscaler",
+    }
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    [deployment] = [manifest for manifest in manifests if manifest["kind"] == "Deployment"]
+    assert "replicas" not in deployment["spec"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 60
+    config = resolve(load("serve/local", pod["containers"][0]["args"]), ServerConfig)
+    assert (config.name, config.hosts, config.limits.images) == ("a: b", ["a.example"], 2)
+    assert (config.fetch_images, config.traces, config.shutdown, config.rows) == (True, True, 60, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", [{"replicas": 0}, {"replica": 2}, {"traces": "collector"}])
+def test_the_chart_refuses_what_it_does_not_know(values: dict[str, Any]):
+    done = rendered(values)
+    assert done.returncode != 0
+    assert next(iter(values)) in done.stderr
 
 
 def test_the_image_has_the_extras_of_a_server():

@@ -18,6 +18,8 @@ MODULES = {
     "cuda-bindings": "cuda.bindings",
     "onnxruntime-gpu": "onnxruntime",
     "mlflow-skinny": "mlflow",
+    "opentelemetry-sdk": "opentelemetry.sdk",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
 }
 """By distribution, where it is not the same name with underscores."""
 

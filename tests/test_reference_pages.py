@@ -178,16 +178,18 @@ def test_every_command_is_documented_with_its_options():
         "pixels",
         "A server",
         "limits",
+        "ray",
     ],
 )
 def test_every_field_is_documented(section: str):
     from janus_modular.evaluation.schema import EvalConfig
-    from janus_modular.server.settings import LimitsConfig, ServerConfig
+    from janus_modular.server.settings import LimitsConfig, RayConfig, ServerConfig
     from janus_modular.training import schema
 
     classes = {
         "A server": ServerConfig,
         "limits": LimitsConfig,
+        "ray": RayConfig,
         "An evaluation": EvalConfig,
         "A training run": schema.TrainConfig,
         "bad_samples": schema.BadSamplesConfig,

@@ -34,6 +34,9 @@ def serve(
     api_keys: Annotated[
         Path | None, typer.Option(help="File of API keys, one a line; default: the variable JANUS_API_KEYS.")
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve replicas in a Ray cluster, with the settings ray.*.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     runtime: Runtime = None,
@@ -47,6 +50,9 @@ def serve(
     from janus_modular.bundles import check_weights, extras_to_open, find_bundle
     from janus_modular.errors import require_extras
 
+    def announce(address: str) -> None:
+        typer.echo(f"{settings.name or Path(model).name or model}: {address}/v1 (Ctrl-C stops)", err=True)
+
     use_passive_waiting()
     extras, modules = extras_to_open(model, runtime)
     with require_extras("'serve'", "serve", *extras, modules=modules):
@@ -55,18 +61,26 @@ def serve(
     from janus_modular.config import load, resolve
     from janus_modular.janus import Janus
     from janus_modular.protocols import VariantRuntime
-    from janus_modular.server.settings import ServerConfig, read_keys
+    from janus_modular.server.settings import RayConfig, ServerConfig, read_keys
 
     settings = resolve(load(config, overrides or ()), ServerConfig)
     flags = {"host": host, "port": port, "api_keys": None if api_keys is None else str(api_keys)}
     for name, value in flags.items():
         if value is not None:
             setattr(settings, name, value)
-    read_keys(settings)  # before the model is loaded
-    janus = Janus.from_pretrained(
-        model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
-    )
+    keys = read_keys(settings)  # before the model is loaded
+    options = {"device": device, "dtype": dtype, "runtime": runtime, "variant": variant}
+    options["allow_failed"] = allow_failed
+    if ray:
+        settings.ray = settings.ray or RayConfig()
+    if settings.ray is not None:
+        with require_extras("'serve --ray'", "serve", "ray"):
+            from janus_modular.server.ray_serve import serve_in_ray
+
+        serve_in_ray(model, options, settings, keys, announce)
+        return
+    janus = Janus.from_pretrained(model, **options)
     if isinstance(janus.runtime, VariantRuntime) and (folder := find_bundle(model)):
         check_weights(folder, janus.runtime.variant)
     service = run.make_service(janus, settings, model)
-    run.serve(service, lambda address: typer.echo(f"{service.name}: {address}/v1 (Ctrl-C stops)", err=True))
+    run.serve(service, announce)

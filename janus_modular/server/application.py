@@ -45,6 +45,8 @@ def create_app(service: Service) -> FastAPI:
             with suppress(asyncio.CancelledError):
                 await warming
             await asyncio.to_thread(service.engine.close, drain=False)
+            if service.traces is not None:
+                await asyncio.to_thread(service.traces.close)
 
     app = FastAPI(
         title=f"janus-modular: {service.name}",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from janus_modular.errors import ConfigError
+from janus_modular.errors import ConfigError, require_extras
 from janus_modular.foreign import printable, reason
 from janus_modular.server.application import create_app
 from janus_modular.server.service import Service
@@ -22,6 +22,7 @@ from janus_modular.serving import Engine
 
 if TYPE_CHECKING:
     from janus_modular.janus import Janus
+    from janus_modular.server.traces import Traces
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than those of proxies, which reuse them."""
@@ -35,8 +36,17 @@ def make_service(
     ``keys``: those that open the API; None: those of the config.
     """
     keys = read_keys(config) if keys is None else keys
+    name = config.name or Path(model).name or model
+    traces = _traces(name) if config.traces else None
     engine = Engine(janus, config.rows, queue_size=config.queue, journal=config.journal)
-    return Service(janus, engine, config, config.name or Path(model).name or model, keys)
+    return Service(janus, engine, config, name, keys, traces=traces)
+
+
+def _traces(model: str) -> Traces:
+    with require_extras("'traces'", "otel"):
+        from janus_modular.server.traces import Traces
+
+    return Traces(model)
 
 
 def serve(service: Service, on_start: Callable[[str], None]) -> None:

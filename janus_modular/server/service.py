@@ -22,6 +22,7 @@ from janus_modular.serving import AnswerRequest, DrawRequest, Engine, Event, Fin
 
 if TYPE_CHECKING:
     from janus_modular.janus import Janus
+    from janus_modular.server.traces import RequestSpans, Traces
 
 RESERVED = ("numbers", "first", "seed")
 """Settings of samplers that requests set by ``n`` and ``seed``."""
@@ -39,12 +40,15 @@ class JobGroup:
 
     def __init__(self, jobs: Sequence[Job], metrics: Metrics) -> None:
         self.jobs = list(jobs)
+        self.spans: list[RequestSpans] = []  # of the jobs; none without traces
         self._metrics = metrics
 
     def cancel(self) -> None:
         """Cancel what is not done; its rows become free at once."""
         for job in self.jobs:
             job.cancel()
+        for spans in self.spans:
+            spans.fail("cancelled")
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Yield (number of the job, event) as events come; raise the error of the first job that fails."""
@@ -63,9 +67,13 @@ class JobGroup:
             while running:
                 index, event = await events.get()
                 if isinstance(event, Exception):
+                    for spans in self.spans[index : index + 1]:
+                        spans.fail(type(event).__name__)
                     raise event
                 if isinstance(event, Finished):
                     self._metrics.observe(event)
+                    for spans in self.spans[index : index + 1]:
+                        spans.finish(event)
                     running -= 1
                 yield index, event
         finally:
@@ -110,6 +118,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     created: int = field(default_factory=lambda: int(time.time()))
     is_ready: bool = False
+    traces: Traces | None = None  # None: no spans are made
 
     def check_model(self, name: str | None) -> None:
         """Check the name of the model in a request.
@@ -143,7 +152,7 @@ class Service:
             JanusError: a prompt or a setting is invalid.
         """
         group = JobGroup([], self.metrics)
-        work = asyncio.create_task(asyncio.to_thread(self._submit_all, group, jobs))
+        work = asyncio.create_task(asyncio.to_thread(self._submit_all, group, jobs, request))
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:  # the thread goes on: cancel what it submits
@@ -156,11 +165,19 @@ class Service:
         log_record(request.scope)["jobs"] = len(group.jobs)
         return group
 
-    def _submit_all(self, group: JobGroup, jobs: Sequence[AnswerRequest | DrawRequest]) -> None:
+    def _submit_all(
+        self, group: JobGroup, jobs: Sequence[AnswerRequest | DrawRequest], request: Request
+    ) -> None:
         try:
             for job in jobs:
+                if self.traces is not None:
+                    group.spans.append(self.traces.begin(job, request_id(request), request.headers))
                 group.jobs.append(self.engine.submit(job))
-        except BaseException:
+                for spans in group.spans[-1:]:
+                    spans.submitted()
+        except BaseException as error:
+            for spans in group.spans[-1:]:
+                spans.fail(type(error).__name__)
             group.cancel()
             raise
 

@@ -47,6 +47,39 @@ class LimitsConfig:
 
 
 @dataclass
+class RayConfig:
+    """Replicas in a Ray cluster; each is a process with the model and `ServerConfig.rows` rows."""
+
+    address: str | None = None  # of a cluster that runs; null: RAY_ADDRESS, or one on this machine
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target: float | None = (
+        None  # requests of a replica, running and waiting, above which one is added; null: rows
+    )
+    upscale_delay: float = 10.0  # seconds that more replicas are needed before they start
+    downscale_delay: float = 300.0  # seconds that fewer are enough before the others end
+    cpus: float = 1.0  # of a replica, by which Ray places it; torch has as many threads
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        errors = []
+        if self.min_replicas < 1:
+            errors.append(f"min_replicas: {self.min_replicas}; expected 1 at least")
+        if self.max_replicas < self.min_replicas:
+            errors.append(
+                f"max_replicas: {self.max_replicas}; expected at least min_replicas, {self.min_replicas}"
+            )
+        if self.target is not None and not (isfinite(self.target) and self.target > 0):
+            errors.append(f"target: {self.target}; expected a number above 0, or null")
+        for name in ("upscale_delay", "downscale_delay", "cpus", "gpus"):
+            if not (isfinite(value := getattr(self, name)) and value >= 0):
+                errors.append(f"{name}: {value}; expected a number from 0")
+        if errors:
+            raise ValueError("\n".join(errors))
+
+
+@dataclass
 class ServerConfig:
     """Where a server listens, what it computes at once, and what it refuses."""
 
@@ -67,6 +100,8 @@ class ServerConfig:
     warm_up: bool = True  # compute one answer and one drawing before the server is ready
     shutdown: float = 30.0  # seconds that open requests may take after SIGTERM
     log: Literal["json", "none"] = "json"  # a line on stderr for each request, without its content
+    traces: bool = False  # spans for OpenTelemetry, to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names
+    ray: RayConfig | None = None  # serve replicas in a Ray cluster; null: one process, this one
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -24,6 +24,7 @@ class OpenRequest:
         self.submitted = time.monotonic()
         self.started: float | None = None  # seconds after submission, as in `Timing`
         self.first: float | None = None
+        self.last: float | None = None
         self.next_run = 0  # the first run that has not begun
         self.tasks: dict[Task, int] = {}  # runs that have begun, and not ended
         self.results: dict[int, Any] = {}  # of runs that have ended
@@ -44,8 +45,9 @@ class OpenRequest:
 
     def emit(self, event: Event) -> None:
         """Pass an event on to the job."""
+        self.last = self.seconds()
         if self.first is None:
-            self.first, self.first_steps = self.seconds(), self.steps() - self.submitted_step
+            self.first, self.first_steps = self.last, self.steps() - self.submitted_step
         self.job.emit(event)
 
     def finish(self, error: BaseException | None) -> None:
@@ -59,5 +61,6 @@ class OpenRequest:
             self.job.fail(error)
             return
         now = self.seconds()
-        timing = Timing(self.started or 0.0, now if self.first is None else self.first, now, self.first_steps)
+        first, last = (now if time is None else time for time in (self.first, self.last))
+        timing = Timing(self.started or 0.0, first, last, now, self.first_steps)
         self.job.emit(Finished(result, timing))

@@ -74,7 +74,8 @@ class Timing:
 
     started: float  # the request got its first rows
     first: float  # first token or code
-    finished: float  # last token or code
+    last: float  # last token or code
+    finished: float  # end of the request; the images are decoded
     first_steps: int  # number of the batch's steps from submission to the first token or code
 
 
