@@ -284,7 +284,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """A source or a runtime with a digest, which is compared when a run, or a drawing of a journal, is resumed."""
+    """A source or a runtime with a digest, which is compared when runs and journalled drawings resume."""
 
     def fingerprint(self) -> str:
         """Return a digest that is equal only if all samples, or all results, are equal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,7 +69,7 @@ def serve(
         if value is not None:
             setattr(settings, name, value)
     keys = read_keys(settings)  # before the model is loaded
-    options = {"device": device, "dtype": dtype, "runtime": runtime, "variant": variant}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "runtime": runtime, "variant": variant}
     options["allow_failed"] = allow_failed
     if ray:
         settings.ray = settings.ray or RayConfig()

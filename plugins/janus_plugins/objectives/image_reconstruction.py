@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from janus_modular import (
+    ImageTokenizer,
     JanusModel,
     Losses,
     Objective,
@@ -84,7 +85,7 @@ class ImageReconstruction(nn.Module):
         distance = self.config.pixel_weight * result.pixel_loss(pixels, self.config.distance)
         metrics = {"psnr": psnr(result.pixels.detach(), pixels, low, high)}
         if result.codes is not None:
-            metrics |= self._code_usage(result.codes, module.codebooks)
+            metrics |= self._code_usage(result.codes, cast(ImageTokenizer, module).codebooks)
         return Losses({"pixels": distance, **result.losses}, metrics)
 
     def _code_usage(self, codes: Tensor, codebooks: tuple[int, ...]) -> dict[str, tuple[Tensor, float]]:
