@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from janus_modular import (
     Source,
     Text,
     hookimpl,
+    list_briefly,
 )
 
 DRAW = ("Draw: {}.", "{}.", "An image of: {}.")
@@ -46,6 +47,7 @@ class EmojiConfig(ComponentConfig):
     images: str = "img/twitter/64"  # the folder of the images in it
     task: Literal["draw", "read", "text"] = "draw"  # image from name, name from image, text
     split: Literal["train", "test"] = "train"  # which of the names
+    categories: list[str] = field(default_factory=list)  # of emoji.json, such as Food & Drink; default: all
     size: int = 32  # pixels a side
     shift: int = 0  # training images are moved by up to this many pixels
 
@@ -65,10 +67,10 @@ class Emoji:
         """Read the images of a split.
 
         Raises:
-            DataError: the package is not in ``path``, or one of its images is missing.
+            DataError: the package is not in ``path``, it has no such category, or an image is missing.
         """
         self.config = config
-        records = _read_records(Path(config.path).expanduser())
+        records = _of_categories(_read_records(Path(config.path).expanduser()), config.categories)
         order = np.random.default_rng(0).permutation(len(records))
         last = len(records) // HELD_OUT
         chosen = order[:last] if config.split == "test" else order[last:]
@@ -124,6 +126,15 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
             " `make emoji` fetches it; elsewhere, unpack it, and set `path` to its folder."
         )
     return json.loads(file.read_text("utf-8"))
+
+
+def _of_categories(records: list[dict[str, Any]], categories: Sequence[str]) -> list[dict[str, Any]]:
+    known = {record["category"] for record in records}
+    if unknown := [category for category in categories if category not in known]:
+        raise DataError(
+            f"emoji: categories: found {list_briefly(unknown)}; expected some of {', '.join(sorted(known))}"
+        )
+    return [record for record in records if not categories or record["category"] in categories]
 
 
 def _open(file: Path, size: int) -> Image.Image:
