@@ -184,13 +184,13 @@ class _Walk:
         name = raw.get("name") if isinstance(raw, Mapping) else None
         if not isinstance(name, str):
             names = ", ".join(self.plugins.names(slot))
-            found, hint = _describe(raw), f"Registered: {names}"
+            actual, hint = _describe(raw), f"Registered: {names}"
             if isinstance(raw, Mapping) and raw and "name" not in raw:
-                found, hint = (
+                actual, hint = (
                     f"found options without a name: {', '.join(map(str, raw))}",
                     f"Add `name`. {hint}",
                 )
-            return self.error(path, found, f"{a_component(slot)}, {{name: ...}}", hint)
+            return self.error(path, actual, f"{a_component(slot)}, {{name: ...}}", hint)
         try:
             entry = self.plugins.entry(slot, name)
         except MissingExtraError as error:

@@ -144,16 +144,16 @@ class Journal:
         try:
             return DrawingRecord.read(file)
         except ValueError as error:
-            aside = file.with_suffix(".damaged")
+            renamed = file.with_suffix(".damaged")
             log.error(
                 "the journal's file %s is damaged: %s; expected lines of JSON, the request first. It is %s"
                 " now, and its drawing does not go on: a client that sends the request again gets the image.",
                 file,
                 error,
-                aside.name,
+                renamed.name,
             )
             try:
-                file.replace(aside)
+                file.replace(renamed)
             except OSError as renaming:
                 raise JournalError(f"{file} is damaged and cannot be renamed: {reason(renaming)}.") from error
             return None

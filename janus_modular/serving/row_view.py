@@ -160,14 +160,14 @@ class RowView(BaseSession):
         if width <= size:
             return self._feed(x, counts)
         vectors = np.arange(x.shape[0] * width).reshape(-1, width)
-        parts, places, end = list[Any](), list[Indices](), 0
+        parts, indices, end = list[Any](), list[Indices](), 0
         for start in range(0, width, size):
             columns = vectors[:, start : start + size]
             hidden = self._feed(self.take(x, columns), np.clip(counts - start, 0, columns.shape[1]))
-            places.append(end + np.arange(columns.size).reshape(columns.shape))
-            parts.append(self.take(hidden, places[-1] - end))  # the next part may overwrite it
+            indices.append(end + np.arange(columns.size).reshape(columns.shape))
+            parts.append(self.take(hidden, indices[-1] - end))  # the next part may overwrite it
             end += columns.size
-        return self.take(parts, np.concatenate(places, axis=1))
+        return self.take(parts, np.concatenate(indices, axis=1))
 
     def _feed(self, x: Any, counts: Indices) -> Any:
         if self.is_alone:

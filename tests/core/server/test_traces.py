@@ -123,6 +123,6 @@ def test_a_client_that_leaves_ends_the_span(spans: Any):
     assert attributes(span)["error.type"] == "cancelled"
 
 
-def test_there_are_no_spans_unless_they_are_asked_for(exporter: InMemorySpanExporter, served: Any):
+def test_there_are_no_spans_by_default(exporter: InMemorySpanExporter, served: Any):
     assert ServerConfig().traces is False
     assert served.service.traces is None

@@ -305,7 +305,7 @@ HEAD = json.dumps({"id": "a", "request": plain(DrawRequest("a"))}) + "\n"
     "content",
     ["[]\n", "{}\n", '{"id": "a"}\n[1\n', "\x00\n", HEAD + "[0]\n", HEAD + '[0, "1"]\n', HEAD + "[0, []]\n"],
 )
-def test_a_damaged_file_is_put_aside(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_renamed(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
     """A crash of the whole machine may leave one; the others go on."""
     (tmp_path / "a.jsonl").write_text(content)
     journal = Journal(tmp_path)

@@ -80,7 +80,7 @@ def test_a_decoder_follows_the_rule_6nd() -> None:
     assert counts.backbone.label == 6 * hidden * model.backbone.vocab_size
 
 
-def test_frozen_matrices_cost_no_gradient_of_theirs() -> None:
+def test_frozen_matrices_cost_no_weight_gradient() -> None:
     """2 N for the forward pass, and 2 N for the gradient that passes through to the adaptor."""
     model = model_of(learn=["understanding.adaptor"])
     body: Any = model.backbone.model.model  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ def test_frozen_matrices_cost_no_gradient_of_theirs() -> None:
     assert sequence.linear == 4 * matrices(body)
 
 
-def test_a_backbone_below_all_that_learns_costs_its_forward_pass() -> None:
+def test_a_backbone_below_all_trained_modules_costs_its_forward_pass() -> None:
     model = model_of(learn=["generation.head"])
     body: Any = model.backbone.model.model  # type: ignore[attr-defined]
     sequence: Any = count_flops(model).backbone.sequence
@@ -171,7 +171,7 @@ def test_a_run_reports_mfu_of_each_component(make, metrics, plugins) -> None:
         assert values["tflops_per_second"] == pytest.approx(per_second / 1e12)
 
 
-def test_an_unknown_peak_is_said_once_and_no_mfu_is_reported(make, metrics, capsys) -> None:
+def test_an_unknown_peak_is_logged_once_and_no_mfu_is_reported(make, metrics, capsys) -> None:
     config = make()
     train(config)
     assert capsys.readouterr().err.count("MFU is not reported: the peak of 'cpu' in float32") == 1

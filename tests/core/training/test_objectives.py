@@ -366,7 +366,7 @@ def test_a_loss_of_another_shape_is_an_error() -> None:
         loss_sums(Losses({"x": torch.zeros(2)}), batch)
 
 
-def test_what_learns_is_what_the_objective_trains(make: Make) -> None:
+def test_learn_selects_among_the_modules_that_the_objective_trains(make: Make) -> None:
     config = make(RECONSTRUCTION, "learn=[generation.tokenizer.decoder]")
     assert config.model is not None
     model = ModelAssembly.from_config(config.model).model
