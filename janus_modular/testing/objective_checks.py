@@ -83,7 +83,7 @@ def check_objective_trains(objective: Any, example: ObjectiveExample) -> None:
     sums = loss_sums(losses, batch)
     ensure(bool(sums), "it has no losses, so that nothing can be trained")
     for name, (total, _) in sums.items():
-        ensure(bool(total.isfinite()), f"the loss '{name}' is {float(total)}; expected a finite number")
+        ensure(bool(total.isfinite()), f"the loss '{name}' is {total.item()}; expected a finite number")
     torch.stack([total for total, _ in sums.values()]).sum().backward()
     for path in objective.trains:
         parameters = [*example.model.get_submodule(path).parameters()]
