@@ -80,9 +80,9 @@ def stacked(examples: list[Example]) -> dict[str, Tensor]:
     """
     first = {name: (array.shape, array.dtype) for name, array in examples[0].items()}
     for example in examples:
-        if (found := {name: (array.shape, array.dtype) for name, array in example.items()}) != first:
+        if (differing := {name: (array.shape, array.dtype) for name, array in example.items()}) != first:
             raise DataError(
-                f"the objective makes examples of {found} and of {first}; expected the same arrays, of one"
+                f"the objective makes examples of {differing} and of {first}; expected the same arrays, of one"
                 " shape and dtype, of every sample"
             )
     return {name: torch.from_numpy(np.stack([example[name] for example in examples])) for name in first}
