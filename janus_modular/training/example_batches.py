@@ -82,7 +82,7 @@ def stacked(examples: list[Example]) -> dict[str, Tensor]:
     for example in examples:
         if (differing := {name: (array.shape, array.dtype) for name, array in example.items()}) != first:
             raise DataError(
-                f"the objective makes examples of {differing} and of {first}; expected the same arrays, of one"
-                " shape and dtype, of every sample"
+                f"the objective makes examples of {differing} and of {first}; expected the same arrays, of"
+                " one shape and dtype, of every sample"
             )
     return {name: torch.from_numpy(np.stack([example[name] for example in examples])) for name in first}
