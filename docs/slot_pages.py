@@ -70,6 +70,7 @@ RELATED: dict[str, tuple[str, ...]] = {
     ),
     "objectives": (
         *("objectives.Losses", "objectives.ReadsExamples", "objectives.ComparesExamples"),
+        "objectives.HasOptimizers",
         *("processing.sample_images.image_of", "processing.sample_images.captioned_image_of"),
         *("training.exchange.gather_examples", "capabilities.ReconstructsImages"),
         *("capabilities.Reconstruction", "capabilities.DerivesWeights"),

@@ -122,6 +122,8 @@ from .sequence import unconditional as unconditional
 from .training.exchange import gather_examples as gather_examples
 from .training.exchange import gathered_rows as gathered_rows
 from .training.exchange import sum_over_processes as sum_over_processes
+from .objectives import HasOptimizers as HasOptimizers
+from .training.schema import OptimizerConfig as OptimizerConfig
 from .training.objective import Multimodal as Multimodal
 from .training.objective import MultimodalConfig as MultimodalConfig
 

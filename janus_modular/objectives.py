@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from janus_modular.model.model import JanusModel
     from janus_modular.processing.processor import Processor
     from janus_modular.sequence import Sample
+    from janus_modular.training.schema import OptimizerConfig
 
 
 Metrics: TypeAlias = "Mapping[str, tuple[Tensor | float, Tensor | float]]"
@@ -91,3 +92,15 @@ class ComparesExamples(ReadsExamples, Protocol):
     """
 
     compares_examples: bool
+
+
+@runtime_checkable
+class HasOptimizers(Objective, Protocol):
+    """An objective whose own submodules have optimizers of their own, such as a discriminator."""
+
+    def optimizers(self) -> Mapping[str, OptimizerConfig]:
+        """Return the optimizer of each such submodule, by its path in the objective.
+
+        The schedule of the run scales its learning rate too; its gradients are clipped by themselves.
+        """
+        ...

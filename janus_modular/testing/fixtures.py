@@ -1,8 +1,8 @@
 """Builds a registered component with an example input, so that it can be checked by its name alone.
 
 A component gets its options in a shipped model of `TINY`, or else its defaults; components inside it are
-those of the first such model that has one, two of them in a list. Arguments of its neighbours are small
-numbers: dimensions, codebooks.
+those of the first such model that has one, two of them in a list, and none where they may be left out.
+Arguments of its neighbours are small numbers: dimensions, codebooks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -77,7 +77,8 @@ def component_spec(plugins: Plugins, slot: str, name: str, overrides: Iterable[s
     hints = get_type_hints(entry.config)
     for field in fields(entry.config):
         inner_slot = field.metadata.get("slot")
-        if inner_slot and field.name not in options:
+        is_optional = type(None) in get_args(hints[field.name])
+        if inner_slot and field.name not in options and not is_optional:
             key = next((key for key in defaults if key[0] == inner_slot), None)
             if key:
                 example = {"name": key[1], **defaults[key]}

@@ -19,7 +19,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.objectives import Losses, ReadsExamples
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
-from janus_modular.sequence import ImageTarget, Message, Sample, Text
+from janus_modular.sequence import ImageInput, ImageTarget, Message, Sample, Text
 from janus_modular.testing.check import check_for, ensure
 from janus_modular.testing.comparing import ensure_equal
 from janus_modular.training.example_batches import stacked
@@ -45,16 +45,15 @@ class ObjectiveExample:
 
 
 def objective_example(plugins: Plugins | None = None) -> ObjectiveExample:
-    """Return the shipped model `tiny` with random weights, and samples of images to draw."""
+    """Return the shipped model `tiny` with random weights, an image to draw and an image to read."""
     plugins = plugins or default_plugins()
     config = resolve(load(TINY, plugins=plugins), ModelConfig, plugins)
     assembly = ModelAssembly.from_config(config, plugins)
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)) for _ in range(2)]
-    samples = [
-        Sample([Message("user", [Text(caption)]), Message("assistant", [ImageTarget(image)])], source="pairs")
-        for caption, image in zip(("a red noise", "a blue noise"), images, strict=True)
-    ]
+    drawn = [Message("user", [Text("a red noise")]), Message("assistant", [ImageTarget(images[0])])]
+    read = [Message("user", [ImageInput(images[1])]), Message("assistant", [Text("a blue noise", True)])]
+    samples = [Sample(messages, source="pairs") for messages in (drawn, read)]
     return ObjectiveExample(assembly.model, assembly.processor, samples)
 
 
@@ -83,7 +82,7 @@ def check_objective_trains(objective: Any, example: ObjectiveExample) -> None:
     sums = loss_sums(losses, batch)
     ensure(bool(sums), "it has no losses, so that nothing can be trained")
     for name, (total, _) in sums.items():
-        ensure(bool(total.isfinite()), f"the loss '{name}' is {float(total)}; expected a finite number")
+        ensure(bool(total.isfinite()), f"the loss '{name}' is {total.item()}; expected a finite number")
     torch.stack([total for total, _ in sums.values()]).sum().backward()
     for path in objective.trains:
         parameters = [*example.model.get_submodule(path).parameters()]

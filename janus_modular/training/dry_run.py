@@ -22,8 +22,8 @@ from janus_modular.training.encode_images import open_run_codes
 from janus_modular.training.flops import count_flops, describe_uncounted
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.objective import build_objective, reads_examples, trained_modules
-from janus_modular.training.optimizer import build_optimizer
+from janus_modular.training.objective import build_objective, own_optimizers, reads_examples, trained_modules
+from janus_modular.training.optimizer import build_optimizers
 from janus_modular.training.parallel import blocks_of, check_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import check_output
@@ -62,7 +62,8 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     objective = build_objective(config.objective, model, plugins, "meta")
     set_trainable(model, config.learn, objective.trains)
     check_components(model, config.parallel, config.activation_checkpointing, config.compile)
-    build_optimizer(trained_modules(model, objective), config.optimizer)  # checks its groups
+    trained = trained_modules(model, objective)
+    build_optimizers(trained, config.optimizer, own_optimizers(objective))  # checks its groups
     console.print(trainable_table(model, cast(nn.Module, objective)))
     half = autocast_dtype(config.dtype, choose_device(config.device)) is not None
     layout: dict[str, Any] = {

@@ -21,7 +21,7 @@ from janus_modular.training.engine_state import (
     state_record,
     state_tensors,
 )
-from janus_modular.training.optimizer import build_optimizer, lr_factor
+from janus_modular.training.optimizer import build_optimizers, lr_factor
 from janus_modular.training.parallel import local_tensor
 from janus_modular.training.processes import Processes
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
@@ -103,11 +103,14 @@ class Engine(Generic[BatchT]):
         processes: Processes | None = None,
         ema: float | None = None,
         auxiliary: str | None = None,
+        optimizers: Mapping[str, OptimizerConfig] | None = None,
     ) -> None:
         """Train the parameters of ``module`` that require a gradient, computing in the dtype ``autocast``.
 
         With ``ema``, a decay, averages of the weights are kept. ``auxiliary`` is the path of a submodule
         that is no part of what is trained in the end: all of it is in the state, and no averages of it are.
+
+        ``optimizers`` are those of submodules, by path, that have one of their own.
 
         With several ``processes``, each computes the losses of its share of a step's samples, and gradients
         and metrics are summed over all of them.
@@ -129,7 +132,12 @@ class Engine(Generic[BatchT]):
         self.module = module
         self.config = optimizer
         self.schedule = schedule
-        self.optimizer = build_optimizer(module, optimizer)
+        own = optimizers or {}
+        self.optimizer = build_optimizers(module, optimizer, own)
+        self.clipped_apart = {
+            path: ([p for p in module.get_submodule(path).parameters() if p.requires_grad], config.clip)
+            for path, config in own.items()
+        }
         self.auxiliary = _state_of(module, auxiliary)
         lasting = {name: p for name, p in self.trainable.items() if name not in self.auxiliary}
         self.averages = None if ema is None else WeightAverages(lasting, ema)
@@ -177,6 +185,9 @@ class Engine(Generic[BatchT]):
                 for name, count in loss.counts.items():
                     counts[name] = counts.get(name, 0) + count
         self.processes.sum_gradients([p for p in self.parameters if not isinstance(p, DTensor)])
+        for path, (parameters, clip) in self.clipped_apart.items():
+            own_norm = nn.utils.clip_grad_norm_(parameters, float("inf") if clip is None else clip)
+            sums[f"grad_norm/{path}"] = [own_norm / self.processes.world, 1.0 / self.processes.world]
         norm = self._clip_gradients()
         flat = torch.stack(
             [torch.as_tensor(x, device=self.device) for pair in (*sums.values(), (norm, 1.0)) for x in pair]
@@ -190,12 +201,14 @@ class Engine(Generic[BatchT]):
         return Metrics(1, means | rates, counts)
 
     def _clip_gradients(self) -> Tensor:
-        """Scale the gradients so that their norm over all parameters keeps the limit; return the norm."""
+        """Scale the gradients so that their norm keeps the limit, submodules with own optimizers left out."""
         limit = float("inf") if self.config.clip is None else self.config.clip
-        sharded = [p for p in self.parameters if isinstance(p, DTensor) and p.grad is not None]
+        apart = {id(p) for parameters, _ in self.clipped_apart.values() for p in parameters}
+        together = [p for p in self.parameters if id(p) not in apart]
+        sharded = [p for p in together if isinstance(p, DTensor) and p.grad is not None]
         if not sharded:
-            return nn.utils.clip_grad_norm_(self.parameters, limit)
-        whole = [p for p in self.parameters if not isinstance(p, DTensor) and p.grad is not None]
+            return nn.utils.clip_grad_norm_(together, limit)
+        whole = [p for p in together if not isinstance(p, DTensor) and p.grad is not None]
         parts = nn.utils.get_total_norm([local_tensor(cast(Tensor, p.grad)) for p in sharded]).square()
         self.processes.sum_tensor(parts)
         rest = (

@@ -15,10 +15,17 @@ from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.batch import Batch
 from janus_modular.model.build import ModelBuilder
 from janus_modular.model.model import JanusModel, Output
-from janus_modular.objectives import ComparesExamples, Losses, Metrics, Objective, ReadsExamples
+from janus_modular.objectives import (
+    ComparesExamples,
+    HasOptimizers,
+    Losses,
+    Metrics,
+    Objective,
+    ReadsExamples,
+)
 from janus_modular.plugins import Plugins
 from janus_modular.training.engine import Loss
-from janus_modular.training.schema import TrainConfig
+from janus_modular.training.schema import OptimizerConfig, TrainConfig
 from janus_modular.training.step_builder import StepBatch
 from janus_modular.weights.loading import parameters_on_meta
 
@@ -96,6 +103,12 @@ def reads_examples(objective: Objective) -> bool:
 def compares_examples(objective: Objective) -> bool:
     """Return True if the losses of an example depend on the other examples of its step."""
     return isinstance(objective, ComparesExamples) and objective.compares_examples
+
+
+def own_optimizers(objective: Objective) -> dict[str, OptimizerConfig]:
+    """Return the optimizers of an objective's submodules, by their paths in `trained_modules`."""
+    own = objective.optimizers() if isinstance(objective, HasOptimizers) else {}
+    return {f"{OBJECTIVE}.{path}": config for path, config in own.items()}
 
 
 def trained_modules(model: JanusModel, objective: Objective) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
 from math import cos, pi
@@ -91,13 +91,32 @@ STATE_NAMES: dict[type[torch.optim.Optimizer], set[str]] = {
 """What each optimizer keeps of a parameter."""
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> OptimizerList:
+def build_optimizers(
+    module: nn.Module, config: OptimizerConfig, own: Mapping[str, OptimizerConfig]
+) -> OptimizerList:
+    """Return the optimizers of a module, some of whose submodules have their ``own``, by path.
+
+    Raises:
+        ConfigError: as `build_optimizer` does.
+    """
+    apart = {path: module.get_submodule(path) for path in own}
+    left_out = {id(p) for submodule in apart.values() for p in submodule.parameters()}
+    optimizers = build_optimizer(module, config, left_out=left_out).optimizers
+    for path, submodule in apart.items():
+        optimizers += build_optimizer(submodule, own[path], label=path).optimizers
+    return OptimizerList(optimizers)
+
+
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, *, left_out: Collection[int] = (), label: str = ""
+) -> OptimizerList:
     """Return the optimizers of the trainable parameters of ``module``, with weight decay as `by_decay` says.
 
     AdamW, and Muon (torch's own) for the matrices of groups that ask for it: parameters with two dimensions
     to which weight decay applies. Muon's update is scaled to the root mean square of AdamW's (Liu et al.
     2025, section 2.2), so that learning rates mean the same. Each group has a ``base_lr``, which the schedule
-    scales, and the ``path`` of the config's group.
+    scales, and the ``path`` of the config's group, or else the ``label``. Parameters whose ids are in
+    ``left_out`` have other optimizers.
 
     Raises:
         ConfigError: a group of the config has no trainable parameter (for Muon: no matrix), or two fit a
@@ -107,7 +126,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> OptimizerList
     path_of = _paths(module, config.groups or {})
     groups: dict[tuple[str, bool, bool, bool], dict[str, Any]] = {}
     for parameters, decays in ((decayed, True), (not_decayed, False)):
-        for parameter in parameters:
+        for parameter in [p for p in parameters if id(p) not in left_out]:
             path, is_sharded = path_of.get(id(parameter), ""), isinstance(parameter, DTensor)
             values = (config.groups or {}).get(path, {})
             weight_decay = values.get("weight_decay", config.weight_decay) if decays else 0.0
@@ -118,7 +137,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> OptimizerList
                     "params": [],
                     "weight_decay": weight_decay,
                     "base_lr": values.get("lr", config.lr),
-                    "path": path,
+                    "path": path or label,
                 },
             )
             group["params"].append(parameter)

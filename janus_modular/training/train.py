@@ -36,6 +36,7 @@ from janus_modular.training.objective import (
     OBJECTIVE,
     DerivedWeights,
     build_objective,
+    own_optimizers,
     step_losses,
     trained_modules,
 )
@@ -186,6 +187,7 @@ def _prepare(
         processes=processes,
         ema=config.ema,
         auxiliary=OBJECTIVE,
+        optimizers=own_optimizers(objective),
     )
     if checkpoint is not None:
         load_state(checkpoint, engine, config)

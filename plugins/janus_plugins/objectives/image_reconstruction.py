@@ -3,12 +3,13 @@
 An image is encoded and decoded, and compared with itself. The component adds what regularises its encoded
 images: a commitment and a codebook loss (VQ-VAE: van den Oord et al. 2017, equation 3), an entropy, or the
 distance of a KL autoencoder from the normal distribution. These are its own
-(`janus_modular.ReconstructsImages`); a component without that protocol trains by its own `losses`.
+(`janus_modular.ReconstructsImages`); a component without that protocol trains by its own `losses`. A
+perceptual and an adversarial loss may be added, as for VQGAN (Esser et al. 2021, section 3.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,19 +19,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from janus_modular import (
+    ComponentSpec,
     ImageTokenizer,
     JanusModel,
     Losses,
     Objective,
+    OptimizerConfig,
     Processor,
     ReconstructsImages,
     Registry,
     Sample,
+    component,
     hookimpl,
     image_of,
     sum_over_processes,
     target_pixels,
 )
+from janus_plugins.objectives.adversarial import AdversarialConfig, PatchDiscriminator
+from janus_plugins.objectives.perceptual import frozen, perceptual_distance
 from janus_plugins.sizes import check_sizes
 
 
@@ -38,13 +44,23 @@ from janus_plugins.sizes import check_sizes
 class ImageReconstructionConfig:
     """What is trained, and how images are compared."""
 
-    component: str | None = None  # path in the model; null: the generation path's tokenizer or autoencoder
+    module: str | None = None  # path in the model; null: the generation path's tokenizer or autoencoder
     distance: Literal["l1", "l2"] | None = None  # of pixels; null: the component's own
     pixel_weight: float = 1.0  # of that distance, beside the component's own losses
+    perceptual: ComponentSpec | None = component(
+        "understanding_encoders"
+    )  # whose features are compared too: {name: hf-vision, pretrained: FOLDER}; null: none
+    perceptual_weight: float = 1.0  # of their distance
+    adversarial: AdversarialConfig | None = None  # a discriminator of patches; null: none
 
     def __post_init__(self) -> None:
         """Check the weights."""
-        check_sizes(self, pixel_weight=0)
+        check_sizes(self, pixel_weight=0, perceptual_weight=0)
+        if self.perceptual is not None and self.perceptual.config.pretrained is None:
+            raise ValueError(
+                f"perceptual: '{self.perceptual.name}' has random weights; expected `pretrained` ones, whose"
+                " features mean something."
+            )
 
 
 class ImageReconstruction(nn.Module):
@@ -54,19 +70,35 @@ class ImageReconstruction(nn.Module):
     and exp(H) of the frequencies, the number of codes that would be used as evenly (VQ-VAE).
     """
 
-    def __init__(self, config: ImageReconstructionConfig, model: JanusModel) -> None:
+    def __init__(
+        self, config: ImageReconstructionConfig, model: JanusModel, build: Callable[..., Any]
+    ) -> None:
         super().__init__()
         self.config = config
-        self.path = config.component or _only_component(model)
+        self.path = config.module or _only_component(model)
         self.trains: Sequence[str] = (self.path,)
-        component = _component(model, self.path)
-        is_measured = isinstance(component, ReconstructsImages)
-        if not is_measured and (config.distance, config.pixel_weight) != (None, 1.0):
+        trained = _component(model, self.path)
+        is_measured = isinstance(trained, ReconstructsImages)
+        needs = (config.distance, config.perceptual, config.adversarial) != (None, None, None)
+        if not is_measured and (needs or config.pixel_weight != 1):
             raise ValueError(
-                f"distance and pixel_weight need images that {self.path} reconstructs; its class"
-                f" {type(component).__name__} has no `reconstruct` (`janus_modular.ReconstructsImages`), and"
+                "distance, pixel_weight, perceptual and adversarial need the images that"
+                f" {self.path} makes; its class"
+                f" {type(trained).__name__} has no `reconstruct` (`janus_modular.ReconstructsImages`), and"
                 " trains by its own losses alone: leave them out"
             )
+        # A list of its own: its weights stay as they are, and are not to be saved.
+        self.perceptual = [frozen(build(config.perceptual))] if config.perceptual else []
+        self.discriminator = None
+        if config.adversarial:
+            path = model.generation
+            self.discriminator = PatchDiscriminator(config.adversarial, path.height, path.width)
+
+    def optimizers(self) -> Mapping[str, OptimizerConfig]:
+        """Return the optimizer of the discriminator, if it has one of its own."""
+        adversarial = self.config.adversarial
+        own = None if adversarial is None else adversarial.optimizer
+        return {} if own is None else {"discriminator": own}
 
     def example(
         self, sample: Sample, processor: Processor, rng: np.random.Generator
@@ -86,7 +118,23 @@ class ImageReconstruction(nn.Module):
         metrics = {"psnr": psnr(result.pixels.detach(), pixels, low, high)}
         if result.codes is not None:
             metrics |= self._code_usage(result.codes, cast(ImageTokenizer, module).codebooks)
-        return Losses({"pixels": distance, **result.losses}, metrics)
+        terms = {"pixels": distance, **result.losses, **self._added(result.pixels, pixels, low, high, step)}
+        return Losses(terms, metrics)
+
+    def _added(
+        self, reconstructed: Tensor, pixels: Tensor, low: float, high: float, step: int
+    ) -> dict[str, Tensor]:
+        """Return the perceptual and adversarial losses of a step."""
+        terms = {}
+        for encoder in self.perceptual:
+            distance = perceptual_distance(encoder, reconstructed, pixels, low, high)
+            terms["perceptual"] = self.config.perceptual_weight * distance
+        adversarial = self.config.adversarial
+        if self.discriminator is not None and adversarial is not None and step >= adversarial.start:
+            real, decoded = (2 * (x - low) / (high - low) - 1 for x in (pixels, reconstructed.float()))
+            terms["adversarial"] = adversarial.weight * self.discriminator.fooled(decoded)
+            terms["discriminator"] = self.discriminator.hinge(real, decoded)
+        return terms
 
     def _code_usage(self, codes: Tensor, codebooks: tuple[int, ...]) -> dict[str, tuple[Tensor, float]]:
         """Return the means over codebooks of the share of codes in use, and of their perplexity."""
@@ -115,7 +163,7 @@ def _only_component(model: JanusModel) -> str:
     names = model.generation.frozen_submodules
     if len(names) != 1:
         raise ValueError(
-            f"component: null; the generation path has {len(names)} frozen submodules, expected one. Give the"
+            f"module: null; the generation path has {len(names)} frozen submodules, expected one. Give the"
             " path of an image tokenizer or autoencoder in the model"
         )
     return f"generation.{names[0]}"
@@ -124,14 +172,14 @@ def _only_component(model: JanusModel) -> str:
 def _component(model: JanusModel, path: str) -> Any:
     """Return a component that can be trained on images; raise ValueError for any other."""
     try:
-        component = model.get_submodule(path)
+        module = model.get_submodule(path)
     except AttributeError as error:
-        raise ValueError(f"component: the model has no module '{path}'") from error
-    if not hasattr(component, "value_range"):
+        raise ValueError(f"module: the model has none at '{path}'") from error
+    if not hasattr(module, "value_range"):
         raise ValueError(
-            f"component: {path} is a {type(component).__name__}; expected an image tokenizer or autoencoder"
+            f"module: {path} is a {type(module).__name__}; expected an image tokenizer or autoencoder"
         )
-    return component
+    return module
 
 
 @hookimpl

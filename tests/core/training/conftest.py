@@ -29,6 +29,8 @@ from janus_modular.processing.processor import Processor
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train
 
+from .objective_configs import MakeStage, add_noise, stage_config
+
 NAMES = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (20, 40, 230), "white": (250, 250, 250)}
 
 
@@ -96,6 +98,13 @@ def small_config(data: Path, output: Path, /, **changes: Any) -> TrainConfig:
     overrides = system | {k.replace("__", "."): v for k, v in changes.items()}
     words = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in overrides.items()]
     return resolve(load(raw, words), TrainConfig)
+
+
+@pytest.fixture
+def make_stage(data: Path, tmp_path: Path) -> MakeStage:
+    """Build the config of a small run of an objective: ``make_stage(objective, "batch=8")``."""
+    add_noise(data)
+    return partial(stage_config, data, tmp_path / "run")
 
 
 RUN_PROMPTS = ["red", "<b>blue</b>"]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +17,6 @@ from transformers import SiglipConfig, SiglipModel
 
 from janus_modular import Losses, image_of, target_pixels
 from janus_modular.checkpoints import ModelAssembly
-from janus_modular.config import load, resolve
 from janus_modular.errors import ConfigError, TrainingError
 from janus_modular.plugins import default_plugins
 from janus_modular.training.dry_run import dry_run
@@ -30,89 +28,14 @@ from janus_modular.training.trainable import set_trainable
 from janus_modular.weights.files import open_weights
 
 from .conftest import Rank, logged
+from .objective_configs import CONTRASTIVE, RECONSTRUCTION, TEXT, VQGAN, MakeStage, state
 
 Ranks = Callable[..., list[Rank]]
 
-TEXT = {
-    "name": "hf",
-    "config": {
-        "model_type": "llama",
-        "hidden_size": 24,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 320,
-        "max_position_embeddings": 64,
-    },
-}
-RECONSTRUCTION = {"name": "image-reconstruction"}
-CONTRASTIVE = {"name": "sigmoid-contrastive", "text": TEXT, "bias": -2.0, "max_tokens": 12}
-VQGAN = {
-    "name": "vqgan",
-    "channels": 8,
-    "channel_multipliers": [1, 2],
-    "residual_blocks": 1,
-    "latent_channels": 8,
-    "num_codes": 16,
-    "code_dim": 4,
-}
 
-
-@pytest.fixture
-def data(data: Path) -> Path:
-    """The folder of data, with noise over the colours: equal patches would have equally near codes."""
-    rng = np.random.default_rng(0)
-    for file in data.glob("*.png"):
-        pixels = np.asarray(Image.open(file)) // 2 + rng.integers(128, size=(32, 32, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(file)
-    return data
-
-
-@pytest.fixture
-def make(data: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    """Build the config of a small run of an objective, with overrides."""
-
-    def config(objective: Mapping[str, Any] | None, *overrides: str) -> TrainConfig:
-        is_contrastive = objective is CONTRASTIVE
-        task = "understand" if is_contrastive else "draw"
-        file = "read" if is_contrastive else "draw"
-        options = {"questions": ["Colour?"]} if is_contrastive else {"task": task}
-        source = {"name": "jsonl", "path": str(data / f"{file}.jsonl"), **options}
-        raw = {
-            "model": "tiny",
-            "objective": objective,
-            "learn": ["understanding.encoder" if is_contrastive else "generation.tokenizer"],
-            "sources": {"images": source},
-            "mixture": {"images": 1},
-            "batch": 4,
-            "optimizer": {"lr": 1e-2},
-            "schedule": {"steps": 3},
-            "log_every": 1,
-            "checkpoint_every": 100,
-            "workers": 0,
-            "device": "cpu",
-            "output": str(tmp_path / "run"),
-            "trackers": [{"name": "jsonl"}],
-        }
-        return resolve(load(raw, overrides), TrainConfig)
-
-    return config
-
-
-Make = Callable[..., TrainConfig]
-
-
-def state(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a checkpoint: weights, and state of training but for the random states."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        tensors |= dict(open_weights(file).items())
-    return {name: x for name, x in tensors.items() if not name.startswith("training/random/")}
-
-
-def test_a_step_of_reconstruction_is_that_of_a_plain_loop(make: Make) -> None:
+def test_a_step_of_reconstruction_is_that_of_a_plain_loop(make_stage: MakeStage) -> None:
     """VQGAN's loss without its perceptual and adversarial terms, written out, and torch's AdamW."""
-    config = make(
+    config = make_stage(
         RECONSTRUCTION,
         f"model.generation.tokenizer={VQGAN}",
         "schedule.steps=1",
@@ -178,11 +101,11 @@ def test_the_contrastive_loss_is_that_of_siglip() -> None:
     torch.testing.assert_close(ours.mean(), output.loss)
 
 
-def test_equal_captions_are_positive(make: Make) -> None:
+def test_equal_captions_are_positive(make_stage: MakeStage) -> None:
     """Four images of four colours, twice each: the other image of a colour is a negative one by default."""
     losses = []
     for positives in ("pairs", "equal_captions"):
-        config = make(CONTRASTIVE, "batch=8", f"objective.positives={positives}")
+        config = make_stage(CONTRASTIVE, "batch=8", f"objective.positives={positives}")
         torch.manual_seed(0)
         assembly = ModelAssembly.from_config(config.model)  # type: ignore[arg-type]
         objective: Any = build_objective(config.objective, assembly.model, default_plugins(), "cpu")
@@ -202,14 +125,14 @@ def test_equal_captions_are_positive(make: Make) -> None:
 
 
 @pytest.mark.parametrize("objective", [RECONSTRUCTION, CONTRASTIVE], ids=["reconstruction", "contrastive"])
-def test_two_processes_are_one(objective: dict[str, Any], make: Make, ranks: Ranks) -> None:
+def test_two_processes_are_one(objective: dict[str, Any], make_stage: MakeStage, ranks: Ranks) -> None:
     """Gradients (a tenth of them are AdamW's first moments), the codebook, metrics and validation."""
     tokenizer = ["model.generation.tokenizer.continuous_steps=0", "model.generation.tokenizer.num_codes=8"]
-    single = make(objective, *tokenizer, "schedule.steps=1")
+    single = make_stage(objective, *tokenizer, "schedule.steps=1")
     source = {"name": "jsonl", "path": single.sources["images"].config.path}
     source |= {"questions": ["Colour?"]} if objective is CONTRASTIVE else {"task": "draw"}
     validation = f"validation={{every: 1, samples: 3, sources: {{held: {source}}}}}"
-    single = make(objective, *tokenizer, "schedule.steps=1", validation)
+    single = make_stage(objective, *tokenizer, "schedule.steps=1", validation)
     several = replace(single, output=f"{single.output}-2")
     train(single, quiet=True)
     results = ranks(2, lambda _: str(train(several, quiet=True)))
@@ -229,9 +152,9 @@ def test_two_processes_are_one(objective: dict[str, Any], make: Make, ranks: Ran
 
 
 @pytest.mark.parametrize("objective", [RECONSTRUCTION, CONTRASTIVE], ids=["reconstruction", "contrastive"])
-def test_a_resumed_run_is_the_same_to_the_bit(objective: dict[str, Any], make: Make) -> None:
+def test_a_resumed_run_is_the_same_to_the_bit(objective: dict[str, Any], make_stage: MakeStage) -> None:
     overrides = ["schedule.steps=4", "model.generation.tokenizer.continuous_steps=1", "ema=0.9"]
-    whole = make(objective, *overrides, "schedule.name=cosine")
+    whole = make_stage(objective, *overrides, "schedule.name=cosine")
     parts = replace(whole, output=f"{whole.output}-parts")
     train(whole, quiet=True)
     train(replace(parts, schedule=replace(parts.schedule, stop=2)), quiet=True)
@@ -245,8 +168,10 @@ def test_a_resumed_run_is_the_same_to_the_bit(objective: dict[str, Any], make: M
     assert not any("objective" in name for name in open_weights(Path(whole.output) / "model"))
 
 
-def test_stages_of_components_chain_and_the_table_of_codes_follows_the_codebook(make: Make) -> None:
-    first = make(RECONSTRUCTION, "model.generation.tokenizer.continuous_steps=1")
+def test_stages_of_components_chain_and_the_table_of_codes_follows_the_codebook(
+    make_stage: MakeStage,
+) -> None:
+    first = make_stage(RECONSTRUCTION, "model.generation.tokenizer.continuous_steps=1")
     trained = open_weights(train(first, quiet=True))
     codebook = trained["generation.tokenizer.codebook"]
     assert torch.equal(trained["generation.embedding.weight"], codebook)
@@ -257,7 +182,7 @@ def test_stages_of_components_chain_and_the_table_of_codes_follows_the_codebook(
     assert torch.equal(fresh["backbone.model.model.norm.weight"], trained["backbone.model.model.norm.weight"])
 
     def after(objective: Any, start: TrainConfig, *overrides: str) -> TrainConfig:
-        config = make(objective, *overrides)
+        config = make_stage(objective, *overrides)
         return replace(config, model=None, init=f"{start.output}/model", output=f"{start.output}-next")
 
     second = after(CONTRASTIVE, first)
@@ -278,30 +203,30 @@ def test_stages_of_components_chain_and_the_table_of_codes_follows_the_codebook(
         (RECONSTRUCTION, "learn=[generation.tokenizer,backbone]", "'backbone' names backbone, which gets no"),
         (RECONSTRUCTION, "length=64", "length: 64; 'image-reconstruction' trains on examples"),
         (RECONSTRUCTION, "mixture_unit=tokens", "expected samples"),
-        (RECONSTRUCTION, "objective.component=backbone", "expected an image tokenizer or autoencoder"),
-        (RECONSTRUCTION, "objective.component=generation.x", "the model has no module 'generation.x'"),
+        (RECONSTRUCTION, "objective.module=backbone", "expected an image tokenizer or autoencoder"),
+        (RECONSTRUCTION, "objective.module=generation.x", "the model has none at 'generation.x'"),
         (CONTRASTIVE, "accumulate=2", "compares all examples of a step"),
         (CONTRASTIVE, "learn=[understanding]", "expected understanding.encoder, which the objective trains"),
         (None, "learn=[generation.tokenizer]", "by an objective of its own"),
     ],
 )
 def test_an_invalid_setting_is_an_error_before_training(
-    objective: Any, override: str, message: str, make: Make
+    objective: Any, override: str, message: str, make_stage: MakeStage
 ) -> None:
-    config = make(objective, override)
+    config = make_stage(objective, override)
     for action in (lambda: train(config, quiet=True), lambda: dry_run(config, default_plugins(), Console())):
         with pytest.raises(ConfigError, match=message):
             action()
 
 
-def test_an_unusable_caption_is_skipped_as_the_config_says(make: Make) -> None:
+def test_an_unusable_caption_is_skipped_as_the_config_says(make_stage: MakeStage) -> None:
     small = {**TEXT, "config": {**TEXT["config"], "vocab_size": 4}}  # type: ignore[dict-item]
     with pytest.raises(Exception, match=r"the caption has the token \d+; the text tower .* has 4"):
-        train(make(CONTRASTIVE, f"objective.text={small}"), quiet=True)
+        train(make_stage(CONTRASTIVE, f"objective.text={small}"), quiet=True)
 
 
-def test_a_dry_run_counts_examples(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    dry_run(make(CONTRASTIVE), default_plugins(), Console(width=200))
+def test_a_dry_run_counts_examples(make_stage: MakeStage, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(make_stage(CONTRASTIVE), default_plugins(), Console(width=200))
     printed = capsys.readouterr().out
     assert "objective (not in the model)" in printed
     assert "4 examples; 3 steps" in printed
@@ -329,11 +254,13 @@ class Brightness(nn.Module):
         return Losses({"brightness": apart.square()}, {"number": (float(step), 1.0)})
 
 
-def test_an_objective_of_a_third_party_trains(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_objective_of_a_third_party_trains(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "janus_modular.training.train.build_objective", lambda spec, model, plugins, device: Brightness()
     )
-    config = make(RECONSTRUCTION, "learn=[generation.tokenizer.decoder]", "accumulate=2", "schedule.steps=30")
+    config = make_stage(
+        RECONSTRUCTION, "learn=[generation.tokenizer.decoder]", "accumulate=2", "schedule.steps=30"
+    )
     model = train(config, quiet=True)
     values = logged(Path(config.output))
     assert values[30]["loss/brightness"] < 0.1 * values[1]["loss/brightness"]
@@ -343,8 +270,10 @@ def test_an_objective_of_a_third_party_trains(make: Make, monkeypatch: pytest.Mo
     assert "objective.offset" not in open_weights(model)
 
 
-def test_a_model_s_parameter_is_no_objective_s_own(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(RECONSTRUCTION)
+def test_a_model_s_parameter_is_no_objective_s_own(
+    make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_stage(RECONSTRUCTION)
     assert config.model is not None
     model = ModelAssembly.from_config(config.model).model
 
@@ -366,8 +295,8 @@ def test_a_loss_of_another_shape_is_an_error() -> None:
         loss_sums(Losses({"x": torch.zeros(2)}), batch)
 
 
-def test_learn_selects_among_the_modules_that_the_objective_trains(make: Make) -> None:
-    config = make(RECONSTRUCTION, "learn=[generation.tokenizer.decoder]")
+def test_learn_selects_among_the_modules_that_the_objective_trains(make_stage: MakeStage) -> None:
+    config = make_stage(RECONSTRUCTION, "learn=[generation.tokenizer.decoder]")
     assert config.model is not None
     model = ModelAssembly.from_config(config.model).model
     objective = build_objective(config.objective, model, default_plugins(), "meta")
