@@ -37,15 +37,10 @@ def list_plugins(
 
     Example: janus-modular plugins list --slot backbones
     """
-    from janus_modular.errors import PluginError
     from janus_modular.plugins import default_plugins
-    from janus_modular.registry import SLOTS
-    from janus_modular.suggest import did_you_mean
+    from janus_modular.plugins.scaffold import slot_named
 
-    if slot is not None and slot not in SLOTS:
-        raise PluginError(
-            f"no slot is called '{slot}'. {did_you_mean(slot, SLOTS)}\nSlots: {', '.join(SLOTS)}"
-        )
+    slot = None if slot is None else slot_named(slot)
     if slot and hooks:
         raise typer.BadParameter("--hooks lists the hooks of all slots: leave --slot out")
     if hooks:
