@@ -221,9 +221,10 @@ def verify(model: Model, as_json: AsJson = False) -> None:
     """
     from janus_modular.errors import PluginError
     from janus_modular.plugins import default_plugins
-    from janus_modular.plugins.lock import LOCK, check_lock
+    from janus_modular.plugins.lock import LOCK, check_lock, recorded_plugins
 
     if not (model / LOCK).is_file():
+        recorded_plugins(model)  # an error for a folder that cannot be locked
         raise PluginError(f"{model} has no {LOCK}: write it with janus-modular plugins lock {model}")
     report = check_lock(model, default_plugins())
     if as_json:
