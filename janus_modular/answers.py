@@ -135,6 +135,10 @@ class AnswerStream(Iterator[str]):
     def __next__(self) -> str:
         return next(self._batch)[1]
 
+    def __repr__(self) -> str:
+        """Say in a notebook what to do with the stream."""
+        return "AnswerStream(text as it comes: iterate over it; then see .answer)"
+
     @property
     def answer(self) -> Answer:
         """The answer so far; complete, with its finish reason, once the iteration has ended."""

@@ -26,6 +26,7 @@ from janus_modular.protocols import (
 from janus_modular.registry import slot_label
 from janus_modular.sequence import Sequence as Prompt
 from janus_modular.sequence import occurrences
+from janus_modular.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from janus_modular.model.model import JanusModel
@@ -65,9 +66,10 @@ def with_settings(plugins: Plugins, slot: str, name: str, settings: Mapping[str,
     entry = plugins.entry(slot, name)
     known = [field.name for field in fields(entry.config)]
     if unknown := sorted(set(settings) - set(known)):
+        hint = " ".join(filter(None, (did_you_mean(word, known) for word in unknown)))
         raise PromptError(
-            f"{', '.join(unknown)}: no such setting of the {slot_label(slot)} '{name}'."
-            f" It takes {', '.join(known)}"
+            f"{', '.join(unknown)}: no such setting of the {slot_label(slot)} '{name}'; expected"
+            f" {', '.join(known)}. {hint}".rstrip()
         )
     return entry.factory, entry.config(**settings)
 

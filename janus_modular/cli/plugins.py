@@ -37,15 +37,10 @@ def list_plugins(
 
     Example: janus-modular plugins list --slot backbones
     """
-    from janus_modular.errors import PluginError
     from janus_modular.plugins import default_plugins
-    from janus_modular.registry import SLOTS
-    from janus_modular.suggest import did_you_mean
+    from janus_modular.plugins.scaffold import slot_named
 
-    if slot is not None and slot not in SLOTS:
-        raise PluginError(
-            f"no slot is called '{slot}'. {did_you_mean(slot, SLOTS)}\nSlots: {', '.join(SLOTS)}"
-        )
+    slot = None if slot is None else slot_named(slot)
     if slot and hooks:
         raise typer.BadParameter("--hooks lists the hooks of all slots: leave --slot out")
     if hooks:
@@ -226,9 +221,10 @@ def verify(model: Model, as_json: AsJson = False) -> None:
     """
     from janus_modular.errors import PluginError
     from janus_modular.plugins import default_plugins
-    from janus_modular.plugins.lock import LOCK, check_lock
+    from janus_modular.plugins.lock import LOCK, check_lock, recorded_plugins
 
     if not (model / LOCK).is_file():
+        recorded_plugins(model)  # an error for a folder that cannot be locked
         raise PluginError(f"{model} has no {LOCK}: write it with janus-modular plugins lock {model}")
     report = check_lock(model, default_plugins())
     if as_json:

@@ -32,7 +32,7 @@ def schema_of(raw: Mapping[str, Any]) -> type[Any]:
         if config_type.name in raw:
             return config_type.load()
     keys = ", ".join(map(str, raw)) or "(none)"
-    expected = ", ".join(f"'{config_type.name}' ({_word(config_type)})" for config_type in config_types)
+    expected = ", ".join(f"'{config_type.name}' ({_described(config_type)})" for config_type in config_types)
     raise ConfigError(
         f"found the keys {keys}; expected a key by which the type of config is recognised: {expected}"
     )
@@ -51,7 +51,7 @@ def check_config_type(raw: Mapping[str, Any], schema: type[Any]) -> None:
     actual = next((config_type for config_type in config_types if config_type.name in raw), None)
     if actual is not None:
         raise ConfigError(
-            f"this is a {_word(actual)} config; expected a {_word(expected)} config."
+            f"this is {_described(actual)}; expected {_described(expected)}."
             " See the shipped ones with: janus-modular config list"
         )
 
@@ -60,7 +60,8 @@ def _config_types() -> list[EntryPoint]:
     return [*CORE_TYPES, *entry_points(group=GROUP)]
 
 
-def _word(config_type: EntryPoint) -> str:
-    """Return how people call a config type: ``DemoConfig`` is a demo config."""
+def _described(config_type: EntryPoint) -> str:
+    """Return how people call a config of a type: ``DemoConfig`` is a demo config."""
     word = config_type.attr.removesuffix("Config").lower()
-    return "training" if word == "train" else word
+    word = "training" if word == "train" else word
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word} config"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_modular.errors import EvaluationError
 from janus_modular.evaluation.answering import answer_questions
 from janus_modular.evaluation.benchmarks import BenchmarkPrompt, read_prompts
 from janus_modular.evaluation.drawing import draw_prompts
@@ -15,6 +16,7 @@ from janus_modular.evaluation.questions import Question, read_questions
 from janus_modular.evaluation.reconstruction import image_files, reconstruct_images
 from janus_modular.evaluation.results import Results
 from janus_modular.evaluation.schema import QUESTIONS, EvalConfig
+from janus_modular.foreign import path_exists, printable
 from janus_modular.janus import Janus
 
 
@@ -32,8 +34,15 @@ def read_data(config: EvalConfig) -> EvalData:
     """Read and check all data of an evaluation, which takes no model.
 
     Raises:
-        EvaluationError: a question, a prompt or an image file cannot be used; names line and field.
+        EvaluationError: there is no data, or a question, a prompt or an image file cannot be used; names line
+            and field.
     """
+    for field, value in (("path", config.path), ("images", config.images)):
+        if value is not None and not path_exists(value):
+            raise EvaluationError(
+                f"{field}: there is no file or folder '{printable(value)}'; expected the data of"
+                f" '{config.evaluate}', which is not shipped. Fetch it, and set {field}=PATH."
+            )
     path = Path(config.path).expanduser()
     if config.evaluate == "reconstruction":
         return EvalData(images=image_files(path))

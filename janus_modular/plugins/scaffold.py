@@ -92,7 +92,8 @@ def slot_named(word: str) -> str:
     slot = words.get(word) or word.replace("-", "_")
     if slot not in SLOTS:
         raise PluginError(
-            f"there is no slot '{word}'. {did_you_mean(word, words)}\nSlots: {', '.join(words)}"
+            f"there is no slot '{word}'. {did_you_mean(word, [*words, *SLOTS])}".rstrip()
+            + f"\nSlots: {', '.join(words)}"
         )
     return slot
 

@@ -77,9 +77,10 @@ def test_components_are_listed_by_slot():
     rows = json.loads(janus("plugins", "list", "--slot", "heads", "--json").stdout)
     assert {row["slot"] for row in rows} == {"heads"}
     assert "mlp" in {row["name"] for row in rows}
-    refused = janus("plugins", "list", "--slot", "head")
+    assert json.loads(janus("plugins", "list", "--slot", "head", "--json").stdout) == rows  # as `plugins new`
+    refused = janus("plugins", "list", "--slot", "haeds")
     assert refused.returncode == 2
-    assert "no slot is called 'head'. Did you mean 'heads'?" in refused.stderr
+    assert "there is no slot 'haeds'. Did you mean 'heads'?\n" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What errors of configs suggest: where a file is, and which key is missing."""
+"""What errors of configs and settings suggest: where a file is, and which key is missing or misspelt."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from janus_modular import samplers
 from janus_modular.config import load, resolve, to_yaml
 from janus_modular.config.schema import ModelConfig
-from janus_modular.errors import ConfigError
+from janus_modular.errors import ConfigError, PromptError
+from janus_modular.plugins import default_plugins
 
 
 def test_a_config_beside_the_file_that_names_it_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -24,7 +26,7 @@ def test_a_config_beside_the_file_that_names_it_is_suggested(tmp_path: Path, mon
 def test_a_component_without_a_name_and_a_misspelt_name():
     tree = load("tiny")
     del tree["generation"]["name"]
-    tree["backbone"]["nmae"] = "hf"
+    tree["backbone"]["names"] = "hf"
     with pytest.raises(ConfigError) as caught:
         resolve(tree, ModelConfig)
     unnamed, misspelt = caught.value.errors
@@ -33,5 +35,15 @@ def test_a_component_without_a_name_and_a_misspelt_name():
         "found options without a name: height, width, tokenizer, adaptor, head",
     )
     assert unnamed.hint.startswith("Add `name`. Registered: autoregressive")
-    assert (misspelt.path, misspelt.hint) == ("backbone.nmae", "Did you mean 'name'?")
+    assert (misspelt.path, misspelt.hint) == ("backbone.names", "Did you mean 'name'?")
     assert misspelt.expected.startswith("one of name, pretrained, revision, config")
+
+
+def test_a_config_of_another_type_is_named_with_its_article():
+    with pytest.raises(ConfigError, match=r"^this is an export config; expected a model config\."):
+        resolve(load("export/gpu"), ModelConfig)
+
+
+def test_a_misspelt_setting_of_a_sampler():
+    with pytest.raises(PromptError, match=r"^guidence: no such setting .* Did you mean 'guidance'\?$"):
+        samplers.with_settings(default_plugins(), "image_samplers", "autoregressive", {"guidence": 2})

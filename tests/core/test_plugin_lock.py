@@ -234,7 +234,8 @@ def test_commands_lock_and_verify(model: Path, site: Path, rescan: Callable[[], 
     rescan()
     changed = run(app, ["plugins", "verify", str(model)])
     assert (changed.exit_code, "other bytes in" in changed.stderr) == (2, True)
-    absent = run(app, ["plugins", "lock", str(site / "none")])
-    assert f"there is no folder {site / 'none'}; expected a bundle" in absent.stderr
+    for command in ("lock", "verify"):
+        absent = run(app, ["plugins", command, str(site / "none")])
+        assert f"there is no folder {site / 'none'}; expected a bundle" in absent.stderr
     nowhere = run(app, ["plugins", "lock", str(site)])
     assert "records no plugins; expected a bundle or a checkpoint" in nowhere.stderr

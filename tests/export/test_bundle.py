@@ -305,6 +305,10 @@ def test_errors_about_folders_that_are_no_bundle_say_what_they_are(tiny_checkpoi
             r"no manifest.json. Give the folder that was written by: janus-modular export MODEL BUNDLE",
         ),
         (tmp_path / "notes.txt", r"is a file, .* Give the folder that was written by"),
+        (
+            tmp_path / "nowhere",
+            r"there is no folder '.*nowhere'\. Check the path, or write a bundle there: janus",
+        ),
     ):
         with pytest.raises(BundleError, match=says):
             load_bundle(path)

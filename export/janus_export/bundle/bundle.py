@@ -242,7 +242,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}. {_instead(folder)}") from error
+        exists = folder.is_dir()
+        found = f"{folder} is no bundle: it has no {MANIFEST}" if exists else f"there is no folder '{folder}'"
+        raise BundleError(f"{found}. {_instead(folder)}") from error
     except NotADirectoryError as error:
         raise BundleError(f"{folder} is a file, expected a bundle: a folder. {_instead(folder)}") from error
     except (ValueError, OSError) as error:
@@ -330,6 +332,8 @@ def _build_hint(folder: Path) -> str:
 
 def _instead(folder: Path) -> str:
     """Return the hint for a folder that is not a bundle: `export` does not replace such a folder."""
+    if not folder.exists():
+        return f"Check the path, or write a bundle there: janus-modular export MODEL {folder}"
     if (folder / "config.json").is_file():
         return f"It looks like a checkpoint; to export it: janus-modular export {folder} BUNDLE"
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):

@@ -57,6 +57,15 @@ def test_a_bad_file_is_an_error_before_the_model_is_loaded(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("field", ["path", "images"])
+def test_data_that_is_not_there_is_named_by_its_field(field: str, tmp_path: Path):
+    words = [f"path={tmp_path}", f"images={tmp_path}", f"{field}={tmp_path / 'none'}"]
+    done = run_eval("no/such/model", "eval/pope", *words, "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert f"{field}: there is no file or folder '{tmp_path / 'none'}'" in done.stderr
+    assert f"Fetch it, and set {field}=PATH." in done.stderr
+
+
 def test_a_ledger_is_checked(model: Path, tmp_path: Path):
     (tmp_path / "prompts.txt").write_text("a cat\n")
     words = (model, "eval/t2i_compbench", f"path={tmp_path / 'prompts.txt'}", "n=2", "-o", tmp_path / "out")
