@@ -60,6 +60,7 @@ RELATED: dict[str, tuple[str, ...]] = {
             "capabilities.MasksPositions",
             "capabilities.ReturnsLayer",
             "capabilities.LoadsPretrained",
+            "capabilities.DeclaresFlops",
         ),
     ),
     "sources": (

@@ -45,6 +45,7 @@ from .capabilities import ReturnsLayer as ReturnsLayer
 from .protocols import Fingerprinted as Fingerprinted
 from .capabilities import AttendsTogether as AttendsTogether
 from .capabilities import DeclaresCache as DeclaresCache
+from .capabilities import DeclaresFlops as DeclaresFlops
 from .capabilities import DeclaresPositions as DeclaresPositions
 from .capabilities import ReshapesGrid as ReshapesGrid
 from .positions import PositionRule as PositionRule

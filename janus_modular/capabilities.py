@@ -222,6 +222,22 @@ class Merges(Protocol):
 
 
 @runtime_checkable
+class DeclaresFlops(Protocol):
+    """A component that states what its forward pass costs, where torch's counter cannot see it.
+
+    Other components are run on the meta device, under `torch.utils.flop_counter`.
+    """
+
+    def forward_flops(self, tokens: int) -> int:
+        """Return the floating-point operations of `forward` on one image or sequence of its own tokens.
+
+        ``tokens``: the features of an image for an encoder or an adaptor, the positions of one sequence for a
+        backbone (without logits), those of one image for a generation path (embeddings and losses).
+        """
+        ...
+
+
+@runtime_checkable
 class TranslatesToOnnx(Protocol):
     """A component with custom operators, for which it provides the translation to ONNX.
 

@@ -19,6 +19,7 @@ from janus_modular.plugins import Plugins
 from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.encode_images import open_run_codes
+from janus_modular.training.flops import count_flops, describe_uncounted
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.optimizer import build_optimizer
@@ -85,6 +86,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     step_batch = builder.build(0)
     console.print(_step_table(step_batch))
     console.print(_step_line(config, step_batch))
+    console.print(_flops_line(model, step_batch))
     console.print(epochs_table(builder.mixture, config.schedule.num_steps))
     for bad_sample in step_batch.bad_samples:
         console.print(str(bad_sample), markup=False, highlight=False)
@@ -113,6 +115,18 @@ def _step_line(config: TrainConfig, step_batch: StepBatch) -> str:
         f"{rows} row{'s' if rows > 1 else ''}{micro_batches}, {filled:.0%} filled;"
         f" {step_batch.supervised:,} positions supervised; {config.schedule.num_steps:,} steps"
     )
+
+
+def _flops_line(model: JanusModel, step_batch: StepBatch) -> str:
+    """Return what a step computes in this process, by component, most first."""
+    counts = count_flops(model)
+    flops = counts.of_batches(step_batch.batches)
+    total = sum(flops.values())
+    shares = ", ".join(
+        f"{name} {count / total:.1%}" for name, count in sorted(flops.items(), key=lambda item: -item[1])
+    )
+    uncounted = describe_uncounted(counts.uncounted)
+    return f"{total / 1e12:,.3g} TFLOPs: {shares}" + (f"\n{uncounted}" if uncounted else "")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def run(
     log_every: int = 10,
     quiet: bool = False,
     after_step: Callable[[int, bool], bool] | None = None,
+    rates: Callable[[float], Mapping[str, float]] | None = None,
 ) -> dict[str, float]:
     """Run the remaining steps of ``engine``; return the metrics that were logged last.
 
@@ -68,7 +69,7 @@ def run(
 
     ``after_step(done, stopping)`` is called with the number of finished steps; after SIGINT or SIGTERM, the
     current step is finished and ``stopping`` is True. The run ends early if it returns True. Metrics are
-    logged with the number of finished steps.
+    logged with the number of finished steps; ``rates(seconds)`` returns further ones since the last entry.
 
     Raises:
         KeyboardInterrupt: a signal came; raised after the step and ``after_step``.
@@ -94,6 +95,7 @@ def run(
                 for unit in ("samples", "tokens"):
                     if unit in recent.counts:
                         logged[f"{unit}_per_second"] = recent.counts[unit] / (now - since)
+                logged |= rates(now - since) if rates else {}
                 for tracker in trackers:
                     with tracker_errors(tracker, f"the metrics of step {done}"):
                         tracker.log(done, logged)

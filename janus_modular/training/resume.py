@@ -31,6 +31,7 @@ IRRELEVANT = {
     "workers",
     "worker_type",
     "device",
+    "peak_flops",
     "checkpoint_every",
     "checkpoint_async",
     "keep",

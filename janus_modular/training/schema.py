@@ -235,6 +235,7 @@ class TrainConfig:
         "auto"  # to compute in; weights stay float32. auto: bfloat16 on CUDA
     )
     device: str = "auto"  # auto: cuda, else mps, else cpu
+    peak_flops: float | None = None  # of one device a second, for MFU: 989.0e12; null: as known for its GPU
     seed: int = 0  # of the order of samples, their augmentation, and dropout
     workers: int = 2  # threads or processes that prepare samples ahead; 0: none
     worker_type: Literal["thread", "process"] = "thread"  # process: where decoding of images binds
@@ -263,6 +264,8 @@ class TrainConfig:
         errors += [*wrap_errors(self.wrap, self.init), *policy_errors(self.parallel)]
         if not 0 <= self.condition_dropout <= 1:
             errors.append(f"condition_dropout: {self.condition_dropout}; expected a probability, 0 to 1.")
+        if self.peak_flops is not None and not 0 < self.peak_flops < inf:
+            errors.append(f"peak_flops: {self.peak_flops}; expected operations a second, or null.")
         if self.ema is not None and not 0 < self.ema < 1:
             errors.append(f"ema: {self.ema}; expected a decay between 0 and 1, or null.")
         if self.ema is None and self.validation.weights == "ema":

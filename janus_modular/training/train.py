@@ -26,6 +26,7 @@ from janus_modular.training.data_record import DataRecord
 from janus_modular.training.early_stop import KEY, EarlyStop
 from janus_modular.training.encode_images import open_codes
 from janus_modular.training.engine import Engine, NonFiniteLossError
+from janus_modular.training.flops import count_flops, describe_uncounted
 from janus_modular.training.initial_model import check_finite, initial_model
 from janus_modular.training.loop import run
 from janus_modular.training.non_finite_samples import describe_samples
@@ -45,6 +46,7 @@ from janus_modular.training.run_setup import (
 )
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, StepBatch, shared
+from janus_modular.training.throughput import Throughput, peak_flops, unknown_peak
 from janus_modular.training.trackers import open_trackers
 from janus_modular.training.trainable import (
     check_reached,
@@ -115,6 +117,7 @@ class _PreparedRun:
     early_stop: EarlyStop | None
     environment: dict[str, Any]  # recorded in checkpoints
     weights: str  # digest of the initial weights
+    throughput: Throughput | None  # None: the peak of the device is not known
 
 
 def _prepare(
@@ -138,9 +141,11 @@ def _prepare(
         record.resume(training, accept=config.changed_data == "accept")
         if early_stop:
             early_stop.resume(training)
-    set_trainable(initial_model(config, plugins, "meta").model, config.learn)  # before weights are read
+    described = initial_model(config, plugins, "meta").model
+    set_trainable(described, config.learn)  # before weights are read
     torch.manual_seed(config.seed)
     precision = autocast_dtype(config.dtype, device)
+    throughput = _throughput(described, config, processes, device, quiet=quiet)
 
     def shard(model: JanusModel) -> None:
         set_trainable(model, config.learn)
@@ -179,8 +184,23 @@ def _prepare(
     environment = run_environment(plugins, plugins_of(assembly, plugins)) if processes.is_first else {}
     digest = loader.digest.hexdigest()
     return _PreparedRun(
-        assembly, engine, builder, record, trackers, validation, early_stop, environment, digest
+        *(assembly, engine, builder, record, trackers, validation, early_stop, environment, digest),
+        throughput,
     )
+
+
+def _throughput(
+    described: JanusModel, config: TrainConfig, processes: Processes, device: torch.device, *, quiet: bool
+) -> Throughput | None:
+    """Return what measures MFU, for a model on the meta device; None where the device's peak is unknown."""
+    precision = autocast_dtype(config.dtype, device)
+    peak, counts = peak_flops(device, precision, config.peak_flops), None
+    if peak is not None:
+        counts = count_flops(described)
+    message = unknown_peak(device, precision) if counts is None else describe_uncounted(counts.uncounted)
+    if message and not quiet:
+        Console(stderr=True).print(message, **PLAIN)
+    return None if peak is None or counts is None else Throughput(counts, peak, processes)
 
 
 def _run_steps(
@@ -198,6 +218,8 @@ def _run_steps(
     )
     is_sharded = "fsdp" in config.parallel.values()
     counted_batches = record.counting(shared(batches, processes, equal_passes=is_sharded), engine.next_step)
+    throughput = prepared.throughput
+    timed_batches = throughput.counting(counted_batches) if throughput else counted_batches
     writer, untrained = CheckpointWriter(prepared.assembly, engine, config, checkpoint), list[str]()
 
     def save_checkpoint(*, background: bool = False) -> None:
@@ -233,12 +255,13 @@ def _run_steps(
             if not (early_stop and early_stop.is_over):
                 run(
                     engine,
-                    counted_batches,
+                    timed_batches,
                     title=title,
                     trackers=prepared.trackers,
                     log_every=config.log_every,
                     quiet=quiet,
                     after_step=after_step,
+                    rates=throughput.rates if throughput else None,
                 )
         except NonFiniteLossError as error:
             model, processor = prepared.assembly.model, prepared.assembly.processor
