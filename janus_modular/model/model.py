@@ -255,20 +255,22 @@ class JanusModel(nn.Module):
     def _text_loss(self, output: Output, batch: Batch) -> None:
         supervised = batch.labels != IGNORE_INDEX
         if supervised.any():
-            labels, hidden = batch.labels[supervised], output.hidden[supervised]  # (M,), (M, D)
-            count = max(1, MAX_LOGITS // self.backbone.vocab_size)
-            if len(labels) <= count:
-                output.losses["text"] = self._text_losses(hidden, labels)
-            else:
-                chunks = zip(hidden.split(count), labels.split(count), strict=True)
-                output.losses["text"] = torch.cat(
-                    [checkpoint(self._text_losses, *chunk, use_reentrant=False) for chunk in chunks]
-                )
+            output.losses["text"] = self.text_losses(output.hidden[supervised], batch.labels[supervised])
             if batch.label_source is not None:
                 output.sources["text"] = batch.label_source[supervised]
 
+    def text_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross entropies (M,) of tokens, for the hidden states before them (M, D).
+
+        Logits beyond `MAX_LOGITS` are computed in chunks, and again in the backward pass.
+        """
+        count = max(1, MAX_LOGITS // self.backbone.vocab_size)
+        if len(labels) <= count:
+            return self._text_losses(hidden, labels)
+        chunks = zip(hidden.split(count), labels.split(count), strict=True)
+        return torch.cat([checkpoint(self._text_losses, *chunk, use_reentrant=False) for chunk in chunks])
+
     def _text_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross entropies (M,) of tokens, for the hidden states before them (M, D)."""
         logits = self.backbone.logits(hidden).float()  # (M, V)
         return F.cross_entropy(logits, labels, reduction="none")
 

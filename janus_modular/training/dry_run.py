@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,19 +12,18 @@ from rich.table import Table
 from torch import nn
 
 from janus_modular.checkpoints.native import read_record
-from janus_modular.model.batch import Batch
 from janus_modular.model.device import choose_device
-from janus_modular.model.model import MAX_LOGITS, JanusModel
+from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
-from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.encode_images import open_run_codes
 from janus_modular.training.flops import count_flops, describe_uncounted
 from janus_modular.training.initial_model import initial_model
+from janus_modular.training.memory import estimate_memory
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.objective import build_objective, own_optimizers, reads_examples, trained_modules
 from janus_modular.training.optimizer import build_optimizers
-from janus_modular.training.parallel import blocks_of, check_components
+from janus_modular.training.parallel import check_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import check_output
 from janus_modular.training.run_setup import (
@@ -37,8 +36,6 @@ from janus_modular.training.run_setup import (
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_builder import StepBatch
 from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
-
-FLOAT32_BYTES = 4
 
 
 def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: bool = False) -> None:
@@ -71,11 +68,12 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
         "sharded": [name for name, policy in config.parallel.items() if policy == "fsdp"],
         "world": processes.world,
         "recomputed": config.activation_checkpointing,
+        "optimizer": config.optimizer,
     }
     memory = estimate_memory(model, **layout)
     console.print(
         f"weights {_size(memory.parameters)}, gradients {_size(memory.gradients)},"
-        f" AdamW {_size(memory.optimizer)}"
+        f" optimizer {_size(memory.optimizer)}"
     )
     sources = open_sources(config, plugins)
     if checkpoint is not None:
@@ -89,12 +87,13 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     step_batch = builder.build(0)
     console.print(_step_table(step_batch))
     console.print(_step_line(config, step_batch))
-    console.print(_flops_line(model, step_batch))
+    if not reads_examples(objective):
+        console.print(_flops_line(model, step_batch))
     console.print(epochs_table(builder.mixture, config.schedule.num_steps))
     for bad_sample in step_batch.bad_samples:
         console.print(str(bad_sample), markup=False, highlight=False)
     if not reads_examples(objective):
-        console.print(_memory_line(estimate_memory(model, step_batch, **layout)))
+        console.print(_memory_line(model, step_batch, layout))
 
 
 def _step_table(step_batch: StepBatch) -> Table:
@@ -178,117 +177,17 @@ def epochs_table(mixture: Mixture, steps: int) -> Table:
     return view
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that a run needs: parameters are counted, activations are estimated."""
-
-    parameters: int  # all, in float32
-    gradients: int  # of trainable parameters
-    optimizer: int  # the two moments of AdamW, of trainable parameters
-    activations: int  # kept for the backward pass
-
-    @property
-    def total(self) -> int:
-        """Return the sum."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
-
-
-def estimate_memory(
-    model: JanusModel,
-    step_batch: StepBatch | None = None,
-    *,
-    half: bool = False,
-    sharded: Sequence[str] = (),
-    world: int = 1,
-    recomputed: Sequence[str] = (),
-) -> MemoryEstimate:
-    """Return the memory of parameters, gradients, AdamW and the activations of the largest micro-batch.
-
-    Of ``world`` processes, each holds its part of the blocks of ``sharded`` components, and gathers the
-    largest block; ``recomputed`` components keep the inputs of blocks, and the activations of the largest.
-
-    The estimate of activations: every linear layer keeps its input and output at each position, in bfloat16
-    if ``half`` (so a decoder layer of hidden size D and intermediate size I keeps 11 D + 3 I numbers, near
-    the count of Korthikanti et al. 2022, table 2, for attention that keeps no scores). Text logits are kept
-    three times, in float32. Modules below all trainable modules keep nothing.
-    """
-    bytes_per_value = 2 if half else FLOAT32_BYTES
-    blocks = [block for name in sharded for block in blocks_of(name, model.get_submodule(name), "parallel")]
-    shards = {id(p): world for block in blocks for p in block.parameters()}
-    sizes = {p: -(-p.numel() // shards.get(id(p), 1)) for p in model.parameters()}
-    trainable = sum(size for p, size in sizes.items() if p.requires_grad)
-    gathered = max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0)
-    batches = [] if step_batch is None else step_batch.batches
-    activations = max(
-        (_activation_bytes(model, batch, bytes_per_value, recomputed) for batch in batches), default=0
-    )
-    return MemoryEstimate(
-        FLOAT32_BYTES * sum(sizes.values()) + bytes_per_value * gathered * (world > 1),
-        FLOAT32_BYTES * trainable,
-        2 * FLOAT32_BYTES * trainable,
-        activations,
-    )
-
-
-def _activation_bytes(
-    model: JanusModel, batch: Batch, bytes_per_value: int, recomputed: Sequence[str]
-) -> int:
-    vocabulary = model.backbone.vocab_size
-    backbone = _values_per_position(model.backbone, "backbone" in recomputed, logits=vocabulary)  # type: ignore[arg-type]
-    backbone *= batch.tokens.numel()
-    supervised = int((batch.labels != IGNORE_INDEX).sum())
-    logits = 3 * FLOAT32_BYTES * min(vocabulary * supervised, max(MAX_LOGITS, vocabulary))
-    understanding = 0
-    if batch.understanding_pixels is not None:
-        features = len(batch.understanding_pixels) * model.understanding.num_tokens
-        for name in ("encoder", "adaptor"):
-            component = model.understanding.get_submodule(name)
-            is_recomputed = f"understanding.{name}" in recomputed
-            understanding += _values_per_position(component, is_recomputed) * features
-    generation = 0
-    if images := len(batch.image_seeds):
-        codes = images * model.generation.num_tokens
-        frozen = tuple(f"{name}." for name in model.generation.frozen_submodules)
-        generation = _values_per_position(model.generation, False, frozen=frozen) * codes  # type: ignore[arg-type]
-    return bytes_per_value * (backbone + understanding + generation) + logits
-
-
-def _values_per_position(
-    module: nn.Module, is_recomputed: bool, *, logits: int | None = None, frozen: tuple[str, ...] = ()
-) -> int:
-    """Return the summed input and output features of the linear layers; 0 where no gradient arrives.
-
-    A gradient arrives at trainable modules, and at the backbone in any case, because the adaptors are below
-    it: for the backbone, ``logits`` is the number of output features that are not counted here. Submodules
-    under the prefixes ``frozen`` (the image tokenizer) get no gradient.
-    """
-    layers = [
-        layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and not name.startswith(frozen)
-    ]
-    has_gradient = any(p.requires_grad for p in module.parameters()) or logits is not None
-    features = {
-        layer: layer.in_features + layer.out_features for layer in layers if layer.out_features != logits
-    }
-    if is_recomputed:
-        of_blocks = [
-            [layer for layer in block.modules() if layer in features]
-            for block in blocks_of("", module, "activation_checkpointing")
-        ]
-        largest = max(sum(features[layer] for layer in block) for block in of_blocks)
-        kept = sum(block[0].in_features for block in of_blocks if block)
-        inside = {layer for block in of_blocks for layer in block}
-        outside = sum(size for layer, size in features.items() if layer not in inside)
-        return (outside + kept + largest) * has_gradient
-    return sum(features.values()) * has_gradient
-
-
-def _memory_line(memory: MemoryEstimate) -> str:
+def _memory_line(model: JanusModel, step_batch: StepBatch, layout: Mapping[str, Any]) -> str:
+    """Return the memory of the step, simulated with its largest micro-batches."""
+    try:
+        memory = estimate_memory(model, step_batch.batches, **layout)
+    except Exception as error:  # a third party's component may raise any on the meta device
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        return f"activations are not estimated: a component does not run on the meta device: {problem}"
+    communication = f", communication {_size(memory.communication)}" if memory.communication else ""
     return (
-        f"activations about {_size(memory.activations)} (each linear layer's input and output, text logits"
-        f" three times; attention scores and the allocator's waste not counted);"
-        f" in all about {_size(memory.total)}"
+        f"activations {_size(memory.activations)}{communication}; in all {_size(memory.total)} a process: a"
+        " simulated step, without the allocator's waste and kernels' workspaces"
     )
 
 
