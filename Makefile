@@ -118,6 +118,7 @@ bench: install
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/int4_products.py
 	$(BIN)/python bench/decoder.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py
 
 # All that a GPU shows, in ten minutes: tests, bundles, speed, training, memory; runs/gpu/results.md is a table of it.
 gpu: install

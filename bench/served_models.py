@@ -334,7 +334,7 @@ def bad_bodies() -> list[tuple[bytes, int]]:
         (asked({"type": "text", "text": 3}), 400),
         (asked({"type": "text", "text": "a" * 150_000}), 400),
         (asked({"type": "text", "text": "a"}, temperature=-1), 400),
-        (asked({"type": "text", "text": "a"}, max_tokens=10**30), 400),
+        (asked({"type": "text", "text": "a"}, max_tokens="many"), 400),
         (asked(shown(b"no image")), 400),
         (asked(shown(bomb(30_000, 30_000))), 400),
         (asked(shown(bomb(4_000, 4_000)[:500])), 400),
