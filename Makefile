@@ -18,7 +18,7 @@ ENVIRONMENTS := $(patsubst %,.cache/%/installed,page ray aiperf helm)
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install demo emoji ablation test test-all proof test-gpu gpu weights lint format docs wheel bench bench-export clean
+.PHONY: help install demo emoji ablation test test-all proof test-gpu gpu weights lint format docs wheel bench reliability bench-export clean
 
 # List the targets.
 help:
@@ -118,10 +118,15 @@ bench: install
 	$(BIN)/python bench/sampling.py
 	$(BIN)/python bench/int4_products.py
 	$(BIN)/python bench/decoder.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py
 
 # All that a GPU shows, in ten minutes: tests, bundles, speed, training, memory; runs/gpu/results.md is a table of it.
 gpu: install
 	$(BIN)/python bench/gpu.py
+
+# Load a server, break what can break, and write the table of docs/reliability.md (under an hour).
+reliability: install
+	OMP_NUM_THREADS=1 $(BIN)/python bench/reliability.py --out docs/reliability.md
 
 # Measure what an export costs at the published sizes; takes 40 GB of disk for a while.
 bench-export: install

@@ -1,6 +1,8 @@
-"""Compares an engine with one call after another: throughput, time to the first token, and overhead.
+"""Compares an engine with one call after another: throughput, overhead, first results, and an idle server.
 
-    python bench/serving.py MODEL|BUNDLE [--rows 16] [--repeats 5]
+    python bench/serving.py [MODEL|BUNDLE] [--rows 24] [--repeats 5]
+
+Without a model, the tiny one with random weights is measured, in torch and exported.
 
 Times are of the processor, all threads of the process: other work on the machine does not count. Both sides
 run in turn, in one process, and the least of several repetitions counts.
@@ -9,11 +11,18 @@ run in turn, in one process, and the least of several repetitions counts.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+from served_models import make_tiny
+
 from janus_modular import Janus
+from janus_modular.server.run import serving_in_background
+from janus_modular.server.settings import ServerConfig
 from janus_modular.serving import AnswerRequest, DrawRequest, Engine, Progress
 
 TOKENS = 32
@@ -59,17 +68,29 @@ def steps_to_first_token(janus: Janus, rows: int) -> int:
         return finished.timing.first_steps
 
 
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--rows", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--concurrent", type=int, default=16)
-    parser.add_argument("--runtime", default=None)
-    options = parser.parse_args()
-    runtime = {"name": options.runtime, "threads": 1} if options.runtime else None
-    janus = Janus.from_pretrained(options.model, runtime=runtime)
+def first_partial_image(janus: Janus, repeats: int) -> float:
+    """Return when the first partial image of a drawing that is alone is there: a share of its time."""
+    shares = []
+    with Engine(janus, 2) as engine:
+        for seed in range(repeats):
+            times, start = dict[str, float](), time.perf_counter()
+            for event in engine.submit(DrawRequest("a drawing", seed=seed, partial_images=1)):
+                times[type(event).__name__] = time.perf_counter() - start
+            shares.append(times["PartialImage"] / times["Finished"])
+    return median(shares)
+
+
+def idle_share(janus: Janus, seconds: float = 10) -> float:
+    """Return the share of a core that a server without requests uses, once it is warm."""
+    with serving_in_background(janus, ServerConfig(port=0, warm_up=False), "model"):
+        time.sleep(1)
+        start = time.process_time()
+        time.sleep(seconds)
+        return (time.process_time() - start) / seconds
+
+
+def measure(janus: Janus, options: argparse.Namespace) -> None:
+    """Measure a model, and print the figures."""
     many = requests(options.concurrent)
     with Engine(janus, options.rows) as engine:
 
@@ -98,7 +119,31 @@ def main() -> None:
                 f"one {name}: alone {1e3 * bare:.2f} ms, engine {1e3 * served:.2f} ms,"
                 f" {served / bare - 1:+.1%}"
             )
-    print(f"steps to the first token beside 8 drawings: {steps_to_first_token(janus, options.rows)}")
+    print(f"steps to the first text beside 8 drawings: {steps_to_first_token(janus, options.rows)}")
+    print(f"first partial image: after {first_partial_image(janus, options.repeats):.0%} of an image's time")
+    print(f"a server without requests: {idle_share(janus):.2%} of a core")
+
+
+def main() -> None:
+    """Measure all models."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--concurrent", type=int, default=16)
+    parser.add_argument("--runtime", default=None)
+    options = parser.parse_args()
+    runtime = {"name": options.runtime, "threads": 1} if options.runtime else None
+    with tempfile.TemporaryDirectory() as temporary:
+        models = {options.model: runtime}
+        if options.model is None:
+            checkpoint, bundle = Path(temporary, "checkpoint"), Path(temporary, "bundle")
+            make_tiny(checkpoint, bundle)
+            models = {checkpoint: None, bundle: {"name": "onnx", "threads": 1}}
+        for path, chosen in models.items():
+            janus = Janus.from_pretrained(path, runtime=chosen, allow_failed=True)
+            print(f"{path.name}, {type(janus.runtime).__name__}")
+            measure(janus, options)
 
 
 if __name__ == "__main__":

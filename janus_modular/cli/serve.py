@@ -41,6 +41,10 @@ def serve(
     dtype: Dtype = "auto",
     runtime: Runtime = None,
     variant: Variant = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=0, help="For a bundle in ONNX Runtime: CPU threads; default 0: one per core."),
+    ] = None,
     allow_failed: AllowFailed = False,
 ) -> None:
     """Serve a model or a bundle: chat and drawing in one batch, over OpenAI's HTTP API.
@@ -69,8 +73,9 @@ def serve(
         if value is not None:
             setattr(settings, name, value)
     keys = read_keys(settings)  # before the model is loaded
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "runtime": runtime, "variant": variant}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "variant": variant}
     options["allow_failed"] = allow_failed
+    options["runtime"] = runtime if threads is None else runtime_with_threads(model, runtime, threads)
     if ray:
         settings.ray = settings.ray or RayConfig()
     if settings.ray is not None:
@@ -84,3 +89,20 @@ def serve(
         check_weights(folder, janus.runtime.variant)
     service = run.make_service(janus, settings, model)
     run.serve(service, on_start)
+
+
+def runtime_with_threads(model: str, runtime: str | None, threads: int) -> dict[str, Any]:
+    """Return a bundle's runtime with its option ``threads``.
+
+    Raises:
+        ConfigError: the model is a checkpoint.
+    """
+    from janus_modular.bundles import RUNTIME, find_bundle
+    from janus_modular.errors import ConfigError
+
+    if not find_bundle(model):
+        raise ConfigError(
+            f"--threads {threads}: found a checkpoint, which runs in torch; expected a bundle. In torch, set"
+            f" the variable OMP_NUM_THREADS={threads or 'N'} before the command."
+        )
+    return {"name": runtime or RUNTIME, "threads": threads}

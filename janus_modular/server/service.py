@@ -148,9 +148,15 @@ class Service:
         """Submit the jobs of a request, all or none; prompts are prepared in a thread.
 
         Raises:
-            ApiError: the queue is full.
+            ApiError: the queue is full, or holds fewer than the request has.
             JanusError: a prompt or a setting is invalid.
         """
+        if len(jobs) > self.config.queue:  # trying again would never help
+            raise invalid(
+                f"n: {len(jobs)} answers; this server's queue takes {self.config.queue} at most.",
+                param="n",
+                code="limit_exceeded",
+            )
         group = JobGroup([], self.metrics)
         work = asyncio.create_task(asyncio.to_thread(self._submit_all, group, jobs, request))
         try:

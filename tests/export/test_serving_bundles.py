@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
 from janus_modular.janus import Janus
+from janus_modular.server import run
+from janus_modular.server.service import Service
 
 REFUSED = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript")
 """What a server of bundles does without."""
@@ -106,6 +108,21 @@ def test_a_bundle_whose_weights_were_changed_is_not_served(tiny_bundle: Path, tm
     done = CliRunner().invoke(app, ["serve", str(bundle)])
     assert done.exit_code == 2
     assert "differs from the manifest's hash" in done.stderr
+
+
+def test_the_threads_of_a_bundle_are_an_option(
+    tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    services: list[Service] = []
+    monkeypatch.setattr(run, "serve", lambda service, on_start: services.append(service))
+    done = CliRunner().invoke(app, ["serve", str(tiny_bundle), "--threads", "3"])
+    assert done.exit_code == 0
+    services[0].engine.close()
+    session = services[0].janus.runtime.graph("backbone").session  # type: ignore[attr-defined]
+    assert session.get_session_options().intra_op_num_threads == 3
+    done = CliRunner().invoke(app, ["serve", str(tiny_checkpoint), "--threads", "3"])
+    assert done.exit_code == 2
+    assert "set the variable OMP_NUM_THREADS=3" in " ".join(done.stderr.split())
 
 
 @pytest.mark.slow

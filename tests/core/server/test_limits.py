@@ -10,6 +10,7 @@ import threading
 import zlib
 from http.client import HTTPConnection
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -174,6 +175,28 @@ def test_a_full_queue_is_an_error_with_the_time_to_wait(served: Any, monkeypatch
         submitted[0].result(60)
     with served.client() as client, pytest.raises(openai.RateLimitError):
         client.images.generate(prompt="a")
+
+
+def test_more_answers_than_the_queue_takes_are_not_to_be_tried_again(start: Any):
+    address = start(queue=2).address
+    body = {"messages": [{"role": "user", "content": "a"}], "n": 3, "max_tokens": 1}
+    response = post(address, body)
+    assert response.status_code == 400
+    assert error(response)["message"] == "n: 3 answers; this server's queue takes 2 at most."
+    assert post(address, {**body, "n": 2}).status_code == 200
+
+
+def test_a_drawing_that_the_journal_cannot_take_is_refused_for_now(start: Any, tmp_path: Path):
+    folder = tmp_path / "journal"
+    address = start(journal=str(folder)).address
+    assert post(address, {"prompt": "a"}, IMAGES).status_code == 200
+    folder.rename(tmp_path / "gone")
+    response = post(address, {"prompt": "a"}, IMAGES)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "30")
+    assert error(response)["code"] == "journal_unavailable"
+    assert str(tmp_path) not in response.text
+    answer = post(address, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1})
+    assert answer.status_code == 200
 
 
 def test_the_deadline_ends_a_request(start: Any):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -22,6 +24,74 @@ def test_the_description_has_every_path_and_no_422(description: dict[str, Any]):
     assert all("422" not in responses for responses in answers)
 
 
+BODIES: dict[str, Any] = {
+    "/v1/chat/completions": {
+        "model": "tiny",
+        "messages": [
+            {"role": "system", "content": "short"},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}},
+                    {"type": "text", "text": "what?"},
+                ],
+            },
+        ],
+        "max_tokens": 2,
+        "n": 1,
+        "seed": 1,
+        "stop": ["a"],
+        "temperature": 1,
+        "top_p": 0.5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "settings": {"top_k": 3},
+    },
+    "/v1/images/generations": {
+        "prompt": "a",
+        "n": 1,
+        "size": "auto",
+        "seed": 1,
+        "guidance": 2,
+        "stream": True,
+        "partial_images": 1,
+        "output_format": "webp",
+        "output_compression": 50,
+        "settings": {"prefix": [1, 2]},
+    },
+    "/v1/responses": {
+        "model": "tiny",
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "draw"}]}],
+        "tools": [{"type": "image_generation", "size": "auto"}],
+        "max_output_tokens": 2,
+        "stream": True,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", BODIES)
+def test_a_damaged_body_is_answered_or_refused(served: Any, mutations: ModuleType, path: str):
+    """Values are replaced, removed and renamed, and bytes of the JSON are: no 500, and no connection ends."""
+    from hypothesis import HealthCheck, given, settings
+
+    whole = json.dumps(BODIES[path]).encode()
+    damaged = mutations.damaged_json(BODIES[path]).map(lambda body: json.dumps(body).encode())
+
+    with httpx.Client(base_url=served.address, trust_env=False, timeout=60) as client:
+
+        @settings(max_examples=max(50, settings().max_examples // 5), suppress_health_check=[*HealthCheck])
+        @given(content=damaged | mutations.damaged_bytes(whole))
+        def answered(content: bytes) -> None:
+            response = client.post(path, content=content, headers={"content-type": "application/json"})
+            assert response.status_code < 500
+            if response.status_code >= 400:
+                assert response.json()["error"]["message"]
+
+        answered()
+    assert served.service.engine.stats().failed == 0
+
+
 @pytest.mark.slow
 def test_made_up_requests_are_answered_as_described(served: Any):
     """Whatever is sent: no 500, the described status and form, and nothing accepted that the schema forbids.
@@ -35,7 +105,7 @@ def test_made_up_requests_are_answered_as_described(served: Any):
 
     schema = schemathesis.openapi.from_url(f"{served.address}/openapi.json")
     options = settings(
-        max_examples=40,
+        max_examples=max(40, settings().max_examples // 10),  # of each operation; 500 for `make proof`
         deadline=None,
         database=None,
         derandomize=True,
