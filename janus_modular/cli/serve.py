@@ -54,7 +54,7 @@ def serve(
     from janus_modular.bundles import check_weights, extras_to_open, find_bundle
     from janus_modular.errors import require_extras
 
-    def on_start(address: str) -> None:
+    def print_address(address: str) -> None:
         typer.echo(f"{settings.name or Path(model).name or model}: {address}/v1 (Ctrl-C stops)", err=True)
 
     use_passive_waiting()
@@ -82,13 +82,13 @@ def serve(
         with require_extras("'serve --ray'", "serve", "ray"):
             from janus_modular.server.ray_serve import serve_in_ray
 
-        serve_in_ray(model, options, settings, keys, on_start)
+        serve_in_ray(model, options, settings, keys, print_address)
         return
     janus = Janus.from_pretrained(model, **options)
     if isinstance(janus.runtime, VariantRuntime) and (folder := find_bundle(model)):
         check_weights(folder, janus.runtime.variant)
     service = run.make_service(janus, settings, model)
-    run.serve(service, on_start)
+    run.serve(service, print_address)
 
 
 def runtime_with_threads(model: str, runtime: str | None, threads: int) -> dict[str, Any]:

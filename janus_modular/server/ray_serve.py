@@ -93,10 +93,10 @@ def make_application(
         max_constructor_retry_count=STARTS,
     )
     local = Path(model).expanduser()
-    address = str(local.resolve()) if local.exists() else model  # replicas have folders of their own
+    path = str(local.resolve()) if local.exists() else model  # replicas have folders of their own
     named = replace(config, name=config.name or Path(model).name or model)
     application: serve.Application = deployment(serve.ingress()(Replica)).bind(
-        address, dict(options), named, list(keys)
+        path, dict(options), named, list(keys)
     )
     return application
 

@@ -189,7 +189,7 @@ def test_replicas_are_added_under_load_and_a_killed_one_loses_nothing_silently(
                 done_after += killed.is_set()
                 try:
                     outcomes.append(decoded(draw(client)))
-                except (openai.APIError, httpx.HTTPError) as error:
+                except (openai.InternalServerError, openai.APIConnectionError, httpx.TransportError) as error:
                     outcomes.append(error)
         return outcomes
 
