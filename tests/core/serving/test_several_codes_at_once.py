@@ -11,7 +11,7 @@ import torch
 
 from janus_modular.janus import Janus
 from janus_modular.serving import AnswerRequest, DrawRequest, Engine, PartialImage, Progress
-from janus_modular.serving.journal import Journal
+from janus_modular.serving.drawing_record import DrawingRecord
 
 CODES = 16
 
@@ -72,12 +72,17 @@ def test_a_partial_image_begins_with_its_prefix(tiny: Janus) -> None:
     assert np.array_equal(np.asarray(partial.image), expected.permute(1, 2, 0).numpy())
 
 
-def test_a_journal_has_the_codes_that_are_final(drafting: Janus, tmp_path: Path) -> None:
+def test_a_journal_gets_the_codes_that_are_final(
+    drafting: Janus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: dict[int, list[Any]] = {0: [], 1: []}
+    add = DrawingRecord.add
+
+    def added(record: DrawingRecord, image: int, code: Any) -> None:
+        codes[image].append(np.asarray(code).tolist())
+        add(record, image, code)
+
+    monkeypatch.setattr(DrawingRecord, "add", added)
     with Engine(drafting, rows=4, journal=tmp_path) as engine:
         drawn: Any = engine.submit(DrawRequest("a cat", n=2, seed=1, request_id="a")).result(120)
-    journal = Journal(tmp_path)
-    [file] = tmp_path.glob("*.jsonl")
-    record = journal.read(file)
-    journal.close()
-    assert record.is_done
-    assert [record.codes[image] for image in (0, 1)] == [codes.tolist() for codes in drawn.encoded]
+    assert [codes[image] for image in (0, 1)] == [encoded.tolist() for encoded in drawn.encoded]
