@@ -112,13 +112,13 @@ def test_passes_keep_their_addresses(machine: Any, built_bundle: Path) -> None:
     assert (machine.counted("capture"), len(session.sampler_calls)) == (captured, calls)
 
 
-def test_engines_say_how_many_positions_they_take(machine: Any, built_bundle: Path) -> None:
+def test_more_images_than_an_engine_was_built_for_raise(machine: Any, built_bundle: Path) -> None:
     janus = Janus.from_pretrained(built_bundle, runtime="tensorrt").use_samplers(image="parallel")
     with pytest.raises(PromptError, match=r"images: 15 at once.* built for 1 to 8.*a smaller window"):
         janus.draw("a", 1, window=16)
 
 
-def test_a_bundle_without_the_graph_or_the_grid_says_so(tiny_bundle: Path) -> None:
+def test_a_bundle_without_the_graph_or_the_grid_raises(tiny_bundle: Path) -> None:
     janus = Janus.from_pretrained(tiny_bundle, variant="fp32").use_samplers(image="parallel")
     manifest = janus.runtime.bundle.manifest
     assert manifest["model"]["sizes"].pop("grid") == [4, 4]

@@ -164,7 +164,7 @@ def test_noise_of_a_window_is_that_of_its_positions() -> None:
             assert (window[row, count:] == 1).all()
 
 
-def test_what_a_session_does_not_allow_is_said() -> None:
+def test_unsupported_sessions_raise() -> None:
     janus = build(0.1)
     prompt = janus.processor.draw_prompt("a")
 

@@ -95,7 +95,7 @@ def test_greedy_words_are_those_of_transformers(janus: Janus, drafts: int) -> No
         assert passes < TOKENS // 2
 
 
-def test_rows_end_when_they_are_told_to(janus: Janus) -> None:
+def test_inactive_rows_end(janus: Janus) -> None:
     common: Any = {"max_tokens": 20, "temperature": 0.02}
     ends = [3, 20, 9]
     expected, _ = run(janus, prompts_of(janus), TextSettings(**common), ends)
@@ -135,7 +135,7 @@ def test_drafts_are_what_followed_the_last_words_before(
     assert look_up(tokens, count, ngram) == drafts
 
 
-def test_what_a_session_does_not_allow_is_said(janus: Janus) -> None:
+def test_unsupported_sessions_raise(janus: Janus) -> None:
     for name, value, message in [
         ("has_states", True, "choose the sampler 'text'"),
         ("max_feed", 3, "window: found 8; expected 3 at most"),
