@@ -116,6 +116,7 @@ wheel: install
 bench: install
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python bench/sampling.py
+	$(BIN)/python bench/parallel_drawing.py
 	$(BIN)/python bench/int4_products.py
 	$(BIN)/python bench/decoder.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/serving.py

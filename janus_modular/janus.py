@@ -20,15 +20,9 @@ from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.image_io import ImageSource, to_image
 from janus_modular.processing.processor import Processor
-from janus_modular.protocols import (
-    ImageSampler,
-    ImageSamplerSettings,
-    Runtime,
-    TextSampler,
-    TextSamplerSettings,
-    VariantRuntime,
-)
+from janus_modular.protocols import Runtime, VariantRuntime
 from janus_modular.renamed import explain_renamed
+from janus_modular.samplers import ChoosesSamplers
 from janus_modular.sequence import Message
 from janus_modular.serving.async_calls import AsyncCalls
 
@@ -43,7 +37,7 @@ Images = ImageSource | Many[ImageSource]  # an input image, or several
 
 
 @explain_renamed
-class Janus(AsyncCalls):
+class Janus(AsyncCalls, ChoosesSamplers):
     """A model that chats and draws. Make one with `from_pretrained` or `from_components`."""
 
     def __init__(
@@ -374,21 +368,3 @@ class Janus(AsyncCalls):
         settings = {"guidance": guidance, "temperature": temperature}
         scores = image_log_probabilities(self.model, prompts, encoded, pad_id=pad, **settings)
         return scores.detach().float().cpu().numpy()
-
-    def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:
-        """Return the complete settings of the text sampler: ``settings``, and defaults for the others.
-
-        Raises:
-            PromptError: a setting is unknown or out of its range.
-        """
-        return self._text_sampler(settings)[1]
-
-    def image_settings(self, settings: Mapping[str, Any]) -> ImageSamplerSettings:
-        """Return the complete settings of the image sampler, as `text_settings` does."""
-        return self._image_sampler(settings)[1]
-
-    def _text_sampler(self, settings: Mapping[str, Any]) -> tuple[TextSampler[Any], TextSamplerSettings]:
-        return samplers.with_settings(self.plugins, "text_samplers", self.runtime.text_sampler, settings)
-
-    def _image_sampler(self, settings: Mapping[str, Any]) -> tuple[ImageSampler[Any], ImageSamplerSettings]:
-        return samplers.with_settings(self.plugins, "image_samplers", self.runtime.image_sampler, settings)

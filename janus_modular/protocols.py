@@ -204,8 +204,9 @@ class ImageSamplerSettings:
 class CodeSamplerSettings(ImageSamplerSettings):
     """Settings of an image sampler that draws code by code, and goes on from codes that were drawn before.
 
-    The sampler runs a graph of the role ``sample`` once for each code, and returns what the graph of the role
-    ``decode`` makes of all codes. With the first codes of an image as its prefix, it draws the same image:
+    The sampler runs a graph of the role ``sample`` for each code, or for the next codes at once, of which the
+    progress that it yields next counts the final ones. It returns what the graph of the role ``decode`` makes
+    of all codes. With the first codes of an image as its prefix, it draws the same image:
     the noise of a code follows from the seed, the number of the image and the position alone.
     """
 

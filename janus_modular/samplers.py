@@ -9,17 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.answers import AnswerRow
+from janus_modular.arguments import option
 from janus_modular.errors import CheckError, JanusError, NotFiniteError, PromptError
 from janus_modular.protocols import (
     DrawingSteps,
     EncodedImages,
+    ImageSampler,
     ImageSamplerSettings,
+    Runtime,
+    TextSampler,
     TextSamplerSettings,
     TokenSteps,
 )
@@ -72,6 +76,47 @@ def with_settings(plugins: Plugins, slot: str, name: str, settings: Mapping[str,
             f" {', '.join(known)}. {hint}".rstrip()
         )
     return entry.factory, entry.config(**settings)
+
+
+class ChoosesSamplers:
+    """The part of `janus_modular.Janus` that knows its samplers, and their settings."""
+
+    runtime: Runtime
+    plugins: Plugins
+
+    def use_samplers(self, *, text: str | None = None, image: str | None = None) -> Self:
+        """Use registered samplers in place of the model's own, from now on; return this object.
+
+        Raises:
+            PluginError: there is no sampler of a name.
+        """
+        for slot, name in (("text_samplers", text), ("image_samplers", image)):
+            option(name, slot_label(slot), str, type(None), expected="the name of a registered sampler")
+            if name is not None:
+                self.plugins.entry(slot, name)
+        if text is not None:
+            self.runtime.text_sampler = text
+        if image is not None:
+            self.runtime.image_sampler = image
+        return self
+
+    def text_settings(self, settings: Mapping[str, Any]) -> TextSamplerSettings:
+        """Return the settings with which `chat` answers: the given ones, and the sampler's defaults.
+
+        Raises:
+            PromptError: the text sampler has no setting of a name, or refuses a value.
+        """
+        return self._text_sampler(settings)[1]
+
+    def image_settings(self, settings: Mapping[str, Any]) -> ImageSamplerSettings:
+        """Return the settings with which `draw` draws; like `text_settings`."""
+        return self._image_sampler(settings)[1]
+
+    def _text_sampler(self, settings: Mapping[str, Any]) -> tuple[TextSampler[Any], TextSamplerSettings]:
+        return with_settings(self.plugins, "text_samplers", self.runtime.text_sampler, settings)
+
+    def _image_sampler(self, settings: Mapping[str, Any]) -> tuple[ImageSampler[Any], ImageSamplerSettings]:
+        return with_settings(self.plugins, "image_samplers", self.runtime.image_sampler, settings)
 
 
 def check_token_ids(sampler: str, yielded: Any, rows: int) -> NDArray[np.integer[Any]]:

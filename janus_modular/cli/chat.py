@@ -19,6 +19,7 @@ from janus_modular.cli.options import (
     Dtype,
     ModelArgument,
     Runtime,
+    Sampler,
     Seed,
     Settings,
     Variant,
@@ -52,6 +53,7 @@ def chat(
         ),
     ] = None,
     seed: Seed = None,
+    sampler: Sampler = None,
     extra_settings: Settings = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End the answer before this string; may be repeated.")
@@ -89,7 +91,7 @@ def chat(
     settings = collect_settings(named, extra_settings)
     janus = Janus.from_pretrained(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
-    )
+    ).use_samplers(text=sampler)
     janus.text_settings(settings)
     if question is None:
         options = model_options(

@@ -20,6 +20,7 @@ from janus_modular.cli.options import (
     Dtype,
     ModelArgument,
     Runtime,
+    Sampler,
     Seed,
     Settings,
     Variant,
@@ -48,6 +49,7 @@ def draw(
         typer.Option(min=0, callback=finite, help="0: always the most likely code. Default 1."),
     ] = None,
     seed: Seed = None,
+    sampler: Sampler = None,
     extra_settings: Settings = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="File of the image grid; single images get numbered names.")
@@ -89,12 +91,12 @@ def draw(
     )
     janus = Janus.from_pretrained(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
-    )
+    ).use_samplers(image=sampler)
     images = janus.draw(prompt, n, batch_size=batch_size, progress=True, **settings)
     used = asdict(janus.image_settings(settings))
     options = model_options(
         janus, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
-    )
+    ) | ({"sampler": sampler} if sampler else {})
     numbers = used.get("numbers") or range(used["first"], used["first"] + n)
     files = {output: (images.grid(), n, used)}
     for path, image, number in zip(singles, images, numbers, strict=True):

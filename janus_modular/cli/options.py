@@ -69,6 +69,12 @@ Seed = Annotated[
     int | None,
     typer.Option(min=0, help="Random seed; the same seed gives the same result. Default 0."),
 ]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        help="A registered sampler; default: the model's. `plugins list` shows them.", metavar="NAME"
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -49,7 +49,11 @@ class CodeGraphs:
 
 
 class DrawnCodes:
-    """Collects the codes of the one image that a view draws."""
+    """Collects the codes of the one image that a view draws.
+
+    A call of the sampling graph for one position gives a final code. A call for several positions gives the
+    codes of the next positions, of which those are final that the sampler's progress counts afterwards.
+    """
 
     def __init__(
         self,
@@ -60,21 +64,24 @@ class DrawnCodes:
     ) -> None:
         """Note what the path's sampling graph returns from now on, after the codes of a prefix.
 
-        ``on_code`` gets each further code, or the S codes of a position.
+        ``on_code`` gets each further code that is final, or the S codes of a position.
         """
         self.view, self.graphs, self.on_code = view, graphs, on_code
-        self.columns: list[Any] = [np.array([codes]) for codes in prefix]  # (1,) or (1, S), of each position
+        # Codes (n,) or (n, S), and how many of the n are final.
+        self.parts: list[tuple[Any, int]] = [(np.array([codes]), 1) for codes in prefix]
+        self.count = len(prefix)  # final codes
+        self.open: Any = None  # codes of a call for several positions, of which none is final yet
         view.on_run = self._on_run
 
     @property
     def codes(self) -> NDArray[np.int64]:
         """The codes so far, (k,) or (k, S)."""
-        return np.concatenate([self.view.to_host(column) for column in self.columns])
+        return np.concatenate([self.view.to_host(codes)[:count] for codes, count in self.parts])
 
     @property
     def is_complete(self) -> bool:
         """True if all codes are there."""
-        return len(self.columns) == self.graphs.positions
+        return self.count == self.graphs.positions
 
     def decode(self) -> NDArray[Any]:
         """Return the image (3, H, W) as it would be if its last code were repeated to the end."""
@@ -84,12 +91,27 @@ class DrawnCodes:
         image: NDArray[Any] = self.view.to_host(self.view.run(self.graphs.decode, whole))[0]
         return image
 
+    def advance(self, done: int) -> None:
+        """Note that ``done`` codes of the image are final, by the sampler's progress."""
+        new = done - self.count
+        if self.open is not None and 0 < new <= self.open.shape[0]:
+            self._add(self.open, new)
+
     def _on_run(self, name: str, outputs: Any) -> None:
         if name != self.graphs.sample:
             return
-        self.columns.append(outputs[self.graphs.output] if isinstance(outputs, tuple) else outputs)
+        codes = outputs[self.graphs.output] if isinstance(outputs, tuple) else outputs
+        if codes.shape[0] == 1:
+            self._add(codes, 1)
+        else:
+            self.open = codes
+
+    def _add(self, codes: Any, count: int) -> None:
+        self.parts.append((codes, count))
+        self.count, self.open = self.count + count, None
         if self.on_code is not None:
-            self.on_code(self.view.to_host(self.columns[-1])[0])
+            for code in self.view.to_host(codes)[:count]:
+                self.on_code(code)
 
 
 def partial_steps(count: int, positions: int) -> dict[int, int]:

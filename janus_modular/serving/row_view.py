@@ -138,6 +138,7 @@ class RowView(BaseSession):
         self.hidden_size = session.hidden_size
         self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
         self.image_positions, self.sizes = session.image_positions, session.sizes
+        self.has_states = session.has_states
         self.on_run: Callable[[str, Any], None] = lambda name, outputs: None  # sees what graphs return
         self.count = 0  # rows that the run needs
         self.rows: list[int] = []  # of the engine's session, in the view's order; [] while it waits for rows

@@ -168,13 +168,15 @@ class DrawWork(Work):
             drawn = DrawnCodes(view, self.code_graphs, prefix, add)
 
         def on_progress(done: int, total: int) -> None:
-            self.done[number] = done
+            before, self.done[number] = self.done[number], done
             emit(Progress(sum(self.done), total * self.runs))
-            if drawn is not None and done in self.partial_steps:
-                emit(PartialImage(to_image(drawn.decode()), number, self.partial_steps[done]))
+            if drawn is not None:
+                drawn.advance(done)
+                for partial_image in [i for step, i in self.partial_steps.items() if before < step <= done]:
+                    emit(PartialImage(to_image(drawn.decode()), number, partial_image))
 
         if drawn is not None and self._known(number) and drawn.is_complete:
-            on_progress(len(drawn.columns), len(drawn.columns))
+            on_progress(drawn.count, drawn.count)
             return EncodedImages(drawn.decode()[None], drawn.codes[None])
         steps = self.sampler(view, [self.prompt], settings)
         return samplers.draw_images(self.name, steps, 1, on_progress)

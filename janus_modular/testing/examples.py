@@ -119,7 +119,7 @@ class NumpySession(RecurrentSession):
 
     def __init__(self, max_seq_len: int = 4096, rows: int | None = None) -> None:
         self.vocab_size, self.pad_id, self.image_positions = VOCAB_SIZE, 0, POSITIONS
-        self.sizes: Mapping[str, Any] = ExampleSizes(codes=CODES)
+        self.sizes: Mapping[str, Any] = ExampleSizes(codes=CODES, codebooks=[CODES], grid=[1, POSITIONS])
         table = np.random.default_rng(0).standard_normal((VOCAB_SIZE + CODES, HIDDEN_SIZE)).astype(np.float32)
         self.words, self.codes = table[:VOCAB_SIZE], table[VOCAB_SIZE:]
         super().__init__(self.words, max_seq_len, rows)
@@ -134,6 +134,7 @@ class NumpySession(RecurrentSession):
             "embed": lambda tokens: self.words[tokens],
             "sample_text": self._sample_text,
             "sample_image": self._sample_image,
+            "embed_codes": lambda codes: self.codes[codes],
             "decode_image": lambda codes: np.repeat(codes.astype(np.uint8)[:, None, None], 3, axis=1),
         }
         if name not in graphs:

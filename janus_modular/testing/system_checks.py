@@ -223,12 +223,13 @@ def run_sampler(
 
 
 def outputs_of_first_row(run: tuple[list[Any], list[Any]], rows: int) -> list[Any]:
-    """Return the part of a run's outputs that belongs to its first row."""
+    """Return the part of a run's outputs that belongs to its first row; progress is of all rows."""
 
     def first(x: Any) -> Any:
         return x[:1] if isinstance(x, np.ndarray) and len(x) == rows else x
 
-    return [*map(first, run[0]), *map(first, run[1])]
+    yielded = [x for x in run[0] if isinstance(x, np.ndarray)]
+    return [*map(first, yielded), *map(first, run[1])]
 
 
 def same(x: Any, y: Any) -> bool:

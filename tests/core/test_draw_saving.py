@@ -41,7 +41,11 @@ def draw(*words: object) -> Result:
 
 
 @pytest.mark.parametrize(
-    "choice", [[], ["--set", "numbers=[4, 2]"], ["--set", "first=3"], ["--set", "prefix=[3, 5]"]]
+    "choice",
+    [
+        *([], ["--set", "numbers=[4, 2]"], ["--set", "first=3"], ["--set", "prefix=[3, 5]"]),
+        ["--sampler", "parallel", "--set", "window=3"],
+    ],
 )
 def test_a_png_holds_the_command_that_draws_it_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: list[str]
@@ -62,6 +66,21 @@ def test_a_png_holds_the_command_that_draws_it_again(
             again = np.asarray(image).astype(int)
         assert np.abs(again - pixels).max() <= 1  # a batch of another size: a last digit may fall either way
         monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["draw", "a", "--sampler", "parrallel"], "no image sampler is called 'parrallel'"),
+        (["chat", "a", "--sampler", "parallel"], "no text sampler is called 'parallel'"),
+        (["chat", "a", "--sampler", "prompt-lookup", "--set", "ngram=0"], "ngram: found 0"),
+    ],
+)
+def test_a_sampler_that_there_is_not_is_named(model: Path, command: list[str], expected: str):
+    name, prompt, *options = command
+    done = CliRunner().invoke(app, [name, str(model), prompt, *options])
+    assert done.exit_code != 0
+    assert expected in f"{done.output}{done.exception}"
 
 
 def test_files_are_replaced_only_by_force(model: Path, tmp_path: Path):

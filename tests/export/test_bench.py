@@ -22,6 +22,7 @@ from janus_export.bench.run import bench
 from janus_export.bundle.bundle import load_bundle
 from janus_export.process_memory import AnonymousPeak, anonymous_memory, peak_memory
 from janus_modular import ConfigError, Janus, JanusError
+from janus_modular.checkpoints import convert
 from janus_modular.cli.app import app
 
 FEW = ["--tokens", "3", "--rounds", "2", "--threads", "1"]
@@ -167,3 +168,12 @@ def test_a_peak_is_of_memory_and_not_of_mapped_files(tmp_path: Path):
         held[:] = 1
     assert peak.bytes
     assert peak.bytes >= before + held.nbytes - (1 << 24)  # what was there may have become less
+
+
+def test_a_drawing_of_several_codes_in_a_pass_is_timed_by_code(tiny_checkpoint: Path, tmp_path: Path):
+    """It has fewer passes than codes, and feeds positions ahead of those that are timed."""
+    convert(tiny_checkpoint, tmp_path / "model", overrides=["image_sampler=parallel"])
+    for tokens, timed in ((3, 3), (64, 15)):
+        facts = bench(tmp_path / "model", tokens=tokens, rounds=1, threads=1)
+        assert facts["drawing"]["steps"] == timed
+        assert facts["drawing"]["per_s"] == pytest.approx(1 / facts["drawing"]["step_s"])

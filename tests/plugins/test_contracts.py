@@ -28,6 +28,10 @@ from janus_modular.testing.examples import NumpySession, prompt
 from janus_plugins.heads.factorized import FactorizedHead, FactorizedHeadConfig
 from janus_plugins.heads.mlp import MlpHead, MlpHeadConfig
 from janus_plugins.samplers.autoregressive import DrawSettings, draw
+from janus_plugins.samplers.parallel import ParallelSettings
+from janus_plugins.samplers.parallel import draw as draw_in_parallel
+from janus_plugins.samplers.prompt_lookup import PromptLookupSettings
+from janus_plugins.samplers.prompt_lookup import sample_text as sample_text_by_lookup
 from janus_plugins.samplers.text import TextSettings, sample_text
 from janus_plugins.sources.digits import Digits, DigitsConfig
 from janus_plugins.trackers.jsonl import JsonlConfig, JsonlTracker
@@ -257,9 +261,22 @@ class TestTextSamplerWithNoise(TestTextSampler):
     settings = TextSettings(max_tokens=5, temperature=1.0)
 
 
+class TestPromptLookup(TextSamplerContract):
+    def make(self) -> tuple[Any, SamplingExample]:
+        settings = PromptLookupSettings(max_tokens=5, window=3, temperature=1.0)
+        prompts = [prompt(1, 2, 1, 2), prompt(4)]
+        return sample_text_by_lookup, SamplingExample(settings, prompts, NumpySession)
+
+
 class TestImageSampler(ImageSamplerContract):
     def make(self) -> tuple[Any, SamplingExample]:
         return draw, SamplingExample(DrawSettings(), [prompt(1, 2, 3), prompt(4, 5)], NumpySession)
+
+
+class TestParallelSampler(ImageSamplerContract):
+    def make(self) -> tuple[Any, SamplingExample]:
+        prompts = [prompt(1, 2, 3), prompt(4, 5)]
+        return draw_in_parallel, SamplingExample(ParallelSettings(), prompts, NumpySession)
 
 
 @pytest.mark.parametrize("kind", ["draw", "read", "text"])

@@ -25,9 +25,9 @@ class Speed:
     prompt: int  # positions of the longest prompt
     steps: int  # timed steps, after the first
     first_s: float  # from the prompt to the first token, or code
-    step_s: float  # one further token or position for every row
+    step_s: float  # one further token or position for every row; a pass may give several
     per_s: float  # tokens, or positions of images, a second, all rows together
-    read_bytes: int | None  # that a step has to read: weights, keys and values
+    read_bytes: int | None  # that a pass has to read: weights, keys and values
     bandwidth_share: float | None  # of the measured read bandwidth; None on a GPU
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,9 +74,19 @@ class Mode:
     """A sampler that is started again and again on the same prompts."""
 
     def __init__(
-        self, janus: Janus, slot: str, name: str, prompts: Sequence[Prompt], steps: int, **settings: Any
+        self,
+        janus: Janus,
+        slot: str,
+        name: str,
+        prompts: Sequence[Prompt],
+        steps: int,
+        *,
+        positions: int,
+        **settings: Any,
     ) -> None:
         """Prepare a registered sampler, of which ``steps`` steps are timed after the first.
+
+        ``positions``: of an answer or an image, which a sampler may feed before they are timed.
 
         Raises:
             ConfigError: the prompt and so many steps do not fit into the context.
@@ -92,7 +102,9 @@ class Mode:
         self.runtime, self.prompts, self.steps = janus.runtime, prompts, steps
         self.prompt = max(map(len, prompts))
         self.rows = 0
+        self.max_seq_len = min(janus.runtime.context, self.prompt + positions)
         self.times: list[tuple[float, float]] = []  # of each round: the first step, and one of the others
+        self.passes = 1.0  # for a step, in the last round
 
     def warm_up(self) -> Callable[[], int | None]:
         """Make the first step, which loads what is still missing; return what counts the next one's bytes."""
@@ -111,13 +123,16 @@ class Mode:
         """Time the first step, and the others."""
         session, steps = self._start()
         start = time.perf_counter()
-        next(steps)
+        before = done = _steps_done(next(steps), 1)
         first = session.wait()
-        for _ in range(self.steps):
-            next(steps)
+        passes = 0
+        while done < before + self.steps:
+            done = _steps_done(next(steps), done + 1)
+            passes += 1
         end = session.wait()
         steps.close()
-        self.times.append((first - start, (end - first) / self.steps))
+        self.times.append((first - start, (end - first) / (done - before)))
+        self.passes = passes / (done - before)
         self.rows = session.rows
 
     def speed(self, weights: int | None, bandwidth: float | None) -> Speed:
@@ -133,12 +148,19 @@ class Mode:
             step_s=step,
             per_s=len(self.prompts) / step,
             read_bytes=read,
-            bandwidth_share=None if read is None or bandwidth is None else read / step / bandwidth,
+            bandwidth_share=None
+            if read is None or bandwidth is None
+            else read * self.passes / step / bandwidth,
         )
 
     def _start(self) -> tuple[TimedSession, Generator[Any, Any, Any]]:
-        session = TimedSession(self.runtime.open(self.prompt + self.steps + 1))
+        session = TimedSession(self.runtime.open(self.max_seq_len))
         return session, self.sampler(session, self.prompts, self.settings)
+
+
+def _steps_done(yielded: Any, counted: int) -> int:
+    """Return how many steps a sampler has done: the progress of a drawing, or the tokens of an answer."""
+    return int(yielded[0]) if isinstance(yielded, tuple) else counted
 
 
 def time_decoding(runtime: Runtime, images: int) -> float:

@@ -118,13 +118,24 @@ def _modes(janus: Janus, tokens: int, batch_size: int) -> dict[str, Mode]:
     if "text" in made_for:
         prompts = [processor.chat_prompt([Message("user", [Text(QUESTION)])])] * batch_size
         modes["text"] = Mode(
-            janus, "text_samplers", runtime.text_sampler, prompts, tokens, max_tokens=tokens + 1
+            janus,
+            "text_samplers",
+            runtime.text_sampler,
+            prompts,
+            tokens,
+            positions=tokens + 1,
+            max_tokens=tokens + 1,
         )
     if "drawing" in made_for and processor.drawing:
         prompts = [processor.draw_prompt(IMAGE)] * batch_size
         positions = processor.drawing.num_tokens
         modes["drawing"] = Mode(
-            janus, "image_samplers", runtime.image_sampler, prompts, min(tokens, positions - 1)
+            janus,
+            "image_samplers",
+            runtime.image_sampler,
+            prompts,
+            min(tokens, positions - 1),
+            positions=positions,
         )
     return modes
 

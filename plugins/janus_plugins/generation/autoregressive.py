@@ -87,6 +87,7 @@ class AutoregressiveGeneration(nn.Module):
         self.sizes: Mapping[str, Any] = {
             "codes": sum(self.codebooks),
             "codebooks": list(self.codebooks),
+            "grid": list(self.grid),
         }
         several = self.codebooks[1:] and (len(self.codebooks),)
         self.encoded = EncodedSpec((self.num_tokens, *several), ids=self.codebooks)

@@ -88,8 +88,9 @@ class Engine:
             if axis in axes and not low <= axes[axis] <= high:
                 raise PromptError(
                     f"{axis}: {axes[axis]} at once, but the engine of '{self.name}' was built for"
-                    f" {low} to {high}. Ask for fewer at once (batch_size for images; with guidance, an"
-                    f" image takes two rows), or export and build for more.\n{_build_hint(self.engines)}"
+                    f" {low} to {high}. Ask for fewer at once (batch_size for images, a smaller window; with"
+                    f" guidance, an image takes two rows), or export and build for more."
+                    f"\n{_build_hint(self.engines)}"
                 )
 
     def _context(self, profile: str) -> Context:

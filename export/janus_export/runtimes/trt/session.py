@@ -174,6 +174,7 @@ class TensorRTSession(BundleSession):
             if self.runtime.measures(name):
                 self.magnitudes.append((name, outputs.pop()))
             return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        inputs = tuple(self._at_fixed_address(f"{name} {i}", x) for i, x in enumerate(inputs))
         key = (name, *(x.address if isinstance(x, DeviceTensor) else np.shape(x) for x in inputs))
         if key not in self.sampler_calls:
             self.sampler_calls[key] = SamplerCall(
@@ -372,6 +373,16 @@ class TensorRTSession(BundleSession):
         if (name, shape) not in self.step_buffers:
             self.step_buffers[name, shape] = DeviceTensor.zeros(self.gpu, shape, self.runtime.dtype)
         return self.step_buffers[name, shape]
+
+    def _at_fixed_address(self, name: str, x: Any) -> Any:
+        """Return a tensor that `take` made as a copy in memory that stays: graphs are bound to addresses."""
+        stays = {buffer.address for buffer in self.step_buffers.values()}
+        if not isinstance(x, DeviceTensor) or x.dtype != self.runtime.dtype or x.address in stays:
+            return x
+        fixed = self._step_buffer(name, x.shape)
+        fixed.copy_from(x)
+        self.gpu.hold(x)
+        return fixed
 
     def _on_gpu(self, x: DeviceTensor | NDArray[Any]) -> DeviceTensor:
         """Return a tensor of the GPU; numpy's is copied there."""
