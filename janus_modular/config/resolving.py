@@ -184,13 +184,11 @@ class _Walk:
         name = raw.get("name") if isinstance(raw, Mapping) else None
         if not isinstance(name, str):
             names = ", ".join(self.plugins.names(slot))
-            actual, hint = _describe(raw), f"Registered: {names}"
+            problem, hint = _describe(raw), f"Registered: {names}"
             if isinstance(raw, Mapping) and raw and "name" not in raw:
-                actual, hint = (
-                    f"found options without a name: {', '.join(map(str, raw))}",
-                    f"Add `name`. {hint}",
-                )
-            return self.error(path, actual, f"{a_component(slot)}, {{name: ...}}", hint)
+                problem = f"found options without a name: {', '.join(map(str, raw))}"
+                hint = f"Add `name`. {hint}"
+            return self.error(path, problem, f"{a_component(slot)}, {{name: ...}}", hint)
         try:
             entry = self.plugins.entry(slot, name)
         except MissingExtraError as error:

@@ -74,10 +74,13 @@ def resolve_pretrained(pretrained: str, revision: str | None = None, *, weights:
         raise missing_extra(error, "fetching from the hub") or error from error
     except Exception as error:  # also those of its HTTP library, which are of classes of their own
         reason = (str(error).strip() or "no reason given").splitlines()[0]
+        owner, name, *file = pretrained.split("/", 2)
+        words = [f"{owner}/{name}", *file, *(["--revision", revision] if revision else [])]
         raise CheckpointError(
             f"'{pretrained}'{f' at {revision}' if revision else ''} is no file or folder here, and the hub"
             f" did not give it:\n  {type(error).__name__}: {reason}\n"
-            "Check the name, fetch it to a folder and give its path, or unset HF_HUB_OFFLINE if it is set."
+            "Check the name, and unset HF_HUB_OFFLINE if it is set. Without a network, fetch it on another"
+            f" machine, copy the folder, and give its path: hf download {' '.join(words)} --local-dir FOLDER"
         ) from error
 
 

@@ -242,9 +242,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        exists = folder.is_dir()
-        found = f"{folder} is no bundle: it has no {MANIFEST}" if exists else f"there is no folder '{folder}'"
-        raise BundleError(f"{found}. {_instead(folder)}") from error
+        problem = f"there is no folder '{folder}'"
+        if folder.is_dir():
+            problem = f"{folder} is no bundle: it has no {MANIFEST}"
+        raise BundleError(f"{problem}. {_instead(folder)}") from error
     except NotADirectoryError as error:
         raise BundleError(f"{folder} is a file, expected a bundle: a folder. {_instead(folder)}") from error
     except (ValueError, OSError) as error:

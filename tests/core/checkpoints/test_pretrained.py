@@ -158,8 +158,16 @@ def test_a_broken_connection_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RemoteProtocolError("peer closed connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(CheckpointError, match="did not give it:\n  RemoteProtocolError: peer closed"):
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", snapshot)
+    with pytest.raises(
+        CheckpointError, match="did not give it:\n  RemoteProtocolError: peer closed"
+    ) as caught:
         resolve_pretrained("acme/model")
+    assert str(caught.value).endswith("hf download acme/model --local-dir FOLDER")
+    with pytest.raises(
+        CheckpointError, match=r"hf download acme/model x\.gguf --revision v1 --local-dir FOLDER"
+    ):
+        resolve_pretrained("acme/model/x.gguf", "v1")
 
 
 def test_no_weights_are_fetched_for_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
