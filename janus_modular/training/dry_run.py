@@ -89,7 +89,8 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     step_batch = builder.build(0)
     console.print(_step_table(step_batch))
     console.print(_step_line(config, step_batch))
-    console.print(_flops_line(model, step_batch))
+    if not reads_examples(objective):
+        console.print(_flops_line(model, step_batch))
     console.print(epochs_table(builder.mixture, config.schedule.num_steps))
     for bad_sample in step_batch.bad_samples:
         console.print(str(bad_sample), markup=False, highlight=False)

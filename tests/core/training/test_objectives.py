@@ -295,7 +295,7 @@ def test_a_loss_of_another_shape_is_an_error() -> None:
         loss_sums(Losses({"x": torch.zeros(2)}), batch)
 
 
-def test_what_learns_is_what_the_objective_trains(make_stage: MakeStage) -> None:
+def test_a_part_of_what_the_objective_trains_can_be_chosen(make_stage: MakeStage) -> None:
     config = make_stage(RECONSTRUCTION, "learn=[generation.tokenizer.decoder]")
     assert config.model is not None
     model = ModelAssembly.from_config(config.model).model
