@@ -99,8 +99,12 @@ async def _answer_closed_connection(_: Request, error: Exception) -> Response:
 
 
 async def _answer_unexpected(_: Request, error: Exception) -> Response:
-    """Return status 500 for an unexpected error, which the server logs."""
-    return _response(ApiError(500, "the server failed to answer this request.", code="internal_error"))
+    """Return status 500 for an unexpected error, which the server logs.
+
+    uvicorn closes the connection then: without the header, the client's next request may be on it already.
+    """
+    text, headers = "the server failed to answer this request.", {"connection": "close"}
+    return _response(ApiError(500, text, code="internal_error", headers=headers))
 
 
 async def _warm_up(service: Service) -> None:

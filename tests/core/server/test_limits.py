@@ -251,6 +251,7 @@ def test_a_failure_inside_is_a_500_without_details(start: Any, monkeypatch: pyte
     response = post(served.address, {"prompt": "a"}, IMAGES)
     assert (response.status_code, error(response)["code"]) == (500, "internal_error")
     assert "secret" not in response.text
+    assert response.headers["connection"] == "close"  # the next request needs another connection
 
 
 @pytest.mark.parametrize(("path", "method", "status"), [("/v2", "GET", 404), (CHAT, "GET", 405)])
