@@ -51,11 +51,8 @@ SLOWEST = (
     ),
     *("export/test_path_of_other_graphs.py", "export/test_several_codes.py", "swapping/test_learning.py"),
     *("test_docs.py", "export/test_build_real_shapes.py", "export/test_export.py", "core/test_new_plugin.py"),
-    *(
-        "core/server/test_ray.py",
-        "core/server/test_load_generator.py",
-        "core/server/test_page_in_a_browser.py",
-    ),
+    *("core/server/test_ray.py", "core/server/test_load_generator.py"),
+    "core/server/test_page_in_a_browser.py",
 )
 """The files that take longest, from measured times: they go first, so that no worker waits for the other."""
 

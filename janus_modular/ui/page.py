@@ -72,7 +72,7 @@ def _chat(client: ApiClient) -> None:
         history: Sequence[Mapping[str, Any]],
         max_tokens: float,
         temperature: float,
-        seed: str,
+        seed: str | None,
     ) -> Iterator[str]:
         fields = {"max_tokens": int(max_tokens), "temperature": temperature, "seed": _seed(seed)}
         try:
@@ -101,7 +101,7 @@ def _chat(client: ApiClient) -> None:
 
 def _draw(client: ApiClient) -> None:
     def draw(
-        prompt: str, n: float, guidance: float, temperature: float, seed: str
+        prompt: str, n: float, guidance: float, temperature: float, seed: str | None
     ) -> Iterator[tuple[list[tuple[str, str]], dict[str, Any]]]:
         fields = {"n": int(n), "guidance": guidance, "temperature": temperature, "seed": _seed(seed)}
         images: dict[int, tuple[str, str]] = {}
@@ -140,9 +140,12 @@ def _draw(client: ApiClient) -> None:
     stop.click(None, cancels=[running], api_name=False)
 
 
-def _seed(text: str) -> int | None:
-    """Return the seed in a field of text, None if it is empty; Gradio's field of a number has 0 then."""
+def _seed(text: str | None) -> int | None:
+    """Return the seed in a field of text, None if it is empty; until the field is shown, its text is None.
+
+    Gradio's field of a number has 0 where it is empty.
+    """
     try:
-        return int(text) if text.strip() else None
+        return int(text) if text and text.strip() else None
     except ValueError:
         raise gr.Error(f"Seed: found '{printable(text)}'; expected a whole number, or nothing.") from None

@@ -104,9 +104,12 @@ def visiting(browser: Any, address: str) -> Iterator[Any]:
     assert hosts - {None} == {"127.0.0.1"}  # None: data that is in the address itself
 
 
-def ask(page: Any, question: str, *files: Path) -> None:
+def set_longest_answer(page: Any, tokens: int) -> None:
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("number input for Longest answer").fill("24")
+    page.get_by_label("number input for Longest answer").fill(str(tokens))
+
+
+def ask(page: Any, question: str, *files: Path) -> None:
     if files:
         page.locator("input[type=file]").set_input_files(files)
         page.locator(".thumbnail-item img").wait_for()  # it is uploaded
@@ -121,6 +124,7 @@ def test_a_person_asks_about_an_image(browser: Any, address: str, janus: Janus, 
     assert len(answer) == 24
     assert answer != str(janus.chat(QUESTION, max_tokens=24))  # the image matters
     with visiting(browser, address) as page:
+        set_longest_answer(page, 24)
         ask(page, QUESTION, digit)
         expect(page.get_by_test_id("bot")).to_have_text(answer, timeout=120_000)
         shown = page.get_by_test_id("user").locator("img")
