@@ -22,10 +22,9 @@ from janus_modular import (
     Registry,
     Session,
     hookimpl,
-    unconditional,
 )
 from janus_modular import Sequence as Prompt
-from janus_plugins.samplers.autoregressive import DrawSettings, checked_prefix, read_prompts
+from janus_plugins.samplers.autoregressive import DrawSettings, checked_prefix, guided_rows, read_prompts
 from janus_plugins.samplers.drafts import Integers, NoiseWindow, check_session, confirmed, read_vectors
 from janus_plugins.samplers.limits import check_integer
 
@@ -65,9 +64,7 @@ def draw(
     numbers = settings.numbers or range(settings.first, settings.first + len(prompts))
     rngs = [np.random.default_rng((settings.seed, number)) for number in numbers]
     noise = NoiseWindow(rngs, session.sizes["codes"], greedy=settings.temperature == 0)
-    rows = list(prompts)
-    if settings.guidance != 1:
-        rows += [unconditional(prompt, session.pad_id) for prompt in prompts]
+    rows, scalars = guided_rows(session, prompts, settings)
     per_image = len(rows) // len(prompts)
     images = DraftedImages(session, len(prompts), prefix, distance)
     steps = session.image_positions
@@ -77,9 +74,8 @@ def draw(
         of_block = prod(hidden.shape[:-1]) // per_image
         of_rows = np.arange(per_image)[:, None] * of_block + vectors.reshape(-1)
         of_window = noise.read(images.known, counts, vectors.shape[1]).reshape(vectors.size, -1)
-        guidance, temperature = np.float32(settings.guidance), np.float32(settings.temperature or 1)
         states = session.take(hidden, of_rows.reshape(-1))
-        chosen, _ = session.run("sample_image", states, of_window, guidance, temperature)
+        chosen, _ = session.run("sample_image", states, of_window, *scalars)
         codes: Integers = session.to_host(chosen)
         return codes.reshape(*vectors.shape, *codes.shape[1:])
 
