@@ -43,6 +43,7 @@ from .capabilities import CopiesRows as CopiesRows
 from .capabilities import DerivesWeights as DerivesWeights
 from .capabilities import Reconstruction as Reconstruction
 from .capabilities import ReconstructsImages as ReconstructsImages
+from .capabilities import DrawsOtherSizes as DrawsOtherSizes
 from .capabilities import EncodesImages as EncodesImages
 from .capabilities import ReturnsLayer as ReturnsLayer
 from .protocols import Fingerprinted as Fingerprinted
@@ -126,5 +127,6 @@ from .objectives import HasOptimizers as HasOptimizers
 from .training.schema import OptimizerConfig as OptimizerConfig
 from .training.objective import Multimodal as Multimodal
 from .training.objective import MultimodalConfig as MultimodalConfig
+from .sequence import without_encoded_images as without_encoded_images
 
 __version__: str

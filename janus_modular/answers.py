@@ -13,9 +13,10 @@ from PIL import Image
 from janus_modular.processing.streaming import TextStream
 from janus_modular.protocols import TextSamplerSettings
 
-FinishReason = Literal["stop", "length", "context", "sampler"]
+FinishReason = Literal["stop", "length", "context", "sampler", "image"]
 """Why an answer ended: at EOS or a stop string (stop), at max_tokens (length), at the end of the model's
-context (context), or because the sampler yielded no more tokens (sampler)."""
+context (context), because the sampler yielded no more tokens (sampler), or where the model began an image
+that was not drawn (image)."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,18 @@ class AnswerRow:
     """A row of a batch of answers: its text, its limit, and its finish reason."""
 
     def __init__(
-        self, stream: TextStream, settings: TextSamplerSettings, *, prompt_tokens: int, context: int
+        self,
+        stream: TextStream,
+        settings: TextSamplerSettings,
+        *,
+        prompt_tokens: int,
+        context: int,
+        begin_image: int | None,
     ) -> None:
-        """Begin an answer of up to ``max_tokens``, or of the tokens that remain of the context."""
+        """Begin an answer of up to ``max_tokens``, or of the tokens that remain of the context.
+
+        It ends before an image, which the id ``begin_image`` begins.
+        """
         remaining, max_tokens = context - prompt_tokens, settings.max_tokens
         self.settings = asdict(settings)
         self.stream = stream
@@ -78,16 +88,27 @@ class AnswerRow:
         self.cut_reason: FinishReason = "length" if max_tokens <= remaining else "context"
         self.finish_reason: FinishReason | None = None
         self.texts: list[str] = []
-        self.tokens = 0
+        self.ids: list[int] = []  # of the tokens, with the one that ended the answer
+        self._begin_image = begin_image
 
     @property
     def is_active(self) -> bool:
         """True if the row is active."""
         return self.finish_reason is None
 
+    @property
+    def tokens(self) -> int:
+        """The number of tokens so far."""
+        return len(self.ids)
+
     def push(self, id: int) -> str:
         """Take the next token; return the text that will not change."""
-        self.tokens += 1
+        self.ids.append(id)
+        if id == self._begin_image and not self.stream.is_stop(id):
+            text = self.stream.finish()
+            self.finish_reason = "image"
+            self.texts.append(text)
+            return text
         text = self.stream.push(id)
         if self.stream.stopped:
             self.finish_reason = "stop"

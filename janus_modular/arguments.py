@@ -13,9 +13,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.image_io import ImageSource, open_image
-from janus_modular.sequence import ImageInput, ImageTarget, Message, Text
+from janus_modular.sequence import ImageInput, ImageTarget, Message, Segment, Text
 
 SEGMENTS = (Text, ImageInput, ImageTarget)
 
@@ -105,12 +107,44 @@ def stop_strings(value: Any) -> list[str]:
 
 
 def drawing_prompts(value: Any) -> list[str]:
-    """Return the texts of a call of `Janus.draw`.
+    """Return the texts of a call of `Janus.log_probabilities`.
 
     Raises:
         PromptError: the value is neither a text nor a list of texts.
     """
     return texts(value, "prompt", "a text or a list of texts", allow_single=True)
+
+
+IMAGE_FORMS = ("input", "encoded", "both")
+"""How an image of a prompt is given: to the understanding path, as it is drawn, or one after the other."""
+
+
+def drawing_conversations(value: Any, images: Any, form: Any) -> list[list[Message]]:
+    """Return the conversations of a call of `Janus.draw`: one of each text, or the one that is given.
+
+    Raises:
+        PromptError: the value is none of these, or images are given beside a conversation.
+    """
+    if form not in IMAGE_FORMS:
+        raise PromptError(f"image_form: found {form!r:.80}; expected {', '.join(IMAGE_FORMS)}.")
+    opened = opened_images(images)
+    if form != IMAGE_FORMS[0] and not opened:
+        raise PromptError(f"image_form: found {form!r} without images; expected images that it is about.")
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        value = list(value)
+        if value and all(isinstance(item, Message) for item in value):
+            return [conversation(value, images)]
+    expected = "a text, a list of texts, or one conversation, a list of messages"
+    prompts = texts(value, "prompt", expected, allow_single=True)
+    segments = [segment for image in opened for segment in _image_segments(image, form)]
+    return [[Message("user", [*segments, Text(text)])] for text in prompts]
+
+
+def _image_segments(image: Image.Image, form: str) -> list[Segment]:
+    """Return the segments of an image that a prompt gives; both forms are those of Janus-4o."""
+    read: list[Segment] = [ImageInput(image)]
+    encoded: list[Segment] = [ImageTarget(image, supervised=False)]
+    return {"input": read, "encoded": encoded, "both": read + encoded}[form]
 
 
 def texts(
@@ -130,10 +164,7 @@ def texts(
         raise PromptError(f"{name}: found {value!r:.80}; expected {expected}.")
     for item in items:
         if not isinstance(item, str):
-            hint = " Drawing takes no conversation: say in a text what is to be drawn." * isinstance(
-                item, Message
-            )
-            raise PromptError(f"{name}: found {item!r:.80} among the texts; expected {expected}.{hint}")
+            raise PromptError(f"{name}: found {item!r:.80} among the texts; expected {expected}.")
     return items
 
 
@@ -185,6 +216,16 @@ def conversation(question: Any, images: Any) -> list[Message]:
             "images of a conversation belong in its messages: put ImageInput(image) where an image goes"
         )
     return messages
+
+
+def opened_images(value: Any) -> list[Image.Image]:
+    """Return images, one or several, opened.
+
+    Raises:
+        PromptError: the value is something else.
+        ImageError: an image cannot be read.
+    """
+    return [open_image(image) for image in _images(value)]
 
 
 def _images(value: Any) -> list[ImageSource]:

@@ -23,6 +23,7 @@ from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.plugins.lock import check_lock
 from janus_modular.processing.processor import Processor
 from janus_modular.protocols import Runtime, VariantRuntime
+from janus_modular.sequence import EncodedSpec
 
 MANIFEST = "manifest.json"
 """The file that a bundle's folder has, and a checkpoint's does not."""
@@ -135,7 +136,22 @@ def open_bundle(
     if not allow_failed:
         opened_variant = opened.variant if isinstance(opened, VariantRuntime) else None
         check_proof(folder, manifest, opened_variant, spec.name)
-    return opened, Processor.load(folder), plugins.as_recorded(manifest.get("plugins", []))
+    processor = Processor.load(folder)
+    processor.encoded = encoded_spec(manifest)
+    return opened, processor, plugins.as_recorded(manifest.get("plugins", []))
+
+
+def describe_encoded(spec: EncodedSpec) -> dict[str, Any]:
+    """Return the entry of a manifest that `encoded_spec` reads."""
+    return {"shape": list(spec.shape), "ids": None if spec.ids is None else list(spec.ids)}
+
+
+def encoded_spec(manifest: Mapping[str, Any]) -> EncodedSpec | None:
+    """Return the form in which images can be given to a bundle; None where its manifest does not say it."""
+    encoded = manifest["model"]["image_target"].get("encoded")
+    if encoded is None:
+        return None
+    return EncodedSpec(tuple(encoded["shape"]), encoded["ids"] and tuple(encoded["ids"]))
 
 
 def check_weights(folder: Path, variant: str) -> None:

@@ -32,6 +32,19 @@ class EncodesImages(GenerationPath, Protocol):
 
 
 @runtime_checkable
+class DrawsOtherSizes(GenerationPath, Protocol):
+    """A generation path that draws images of sizes other than its own, with the same weights."""
+
+    def sized(self, height: int, width: int) -> GenerationPath:
+        """Return this path for another size; its modules are the same objects.
+
+        Raises:
+            ValueError: a component cannot take the size; says which, and why.
+        """
+        ...
+
+
+@runtime_checkable
 class DeclaresCache(Backbone, Protocol):
     """A backbone with a cache of other tensors than keys and values, such as states of recurrent layers.
 

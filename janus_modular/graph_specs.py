@@ -114,3 +114,9 @@ class GraphSignature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     role: str = "other"  # a `GraphRole`
+
+
+def graph_of_role(signatures: Mapping[str, GraphSignature], role: GraphRole) -> str | None:
+    """Return the name of the one graph of a role; None if there is none, or more than one."""
+    names = [name for name, signature in signatures.items() if signature.role == role]
+    return names[0] if len(names) == 1 else None

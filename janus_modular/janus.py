@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +16,8 @@ from janus_modular import arguments, samplers
 from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, Drawings, Usage
 from janus_modular.bundles import find_bundle, open_bundle
 from janus_modular.errors import ConfigError, PromptError
+from janus_modular.image_calls import ImageCalls
+from janus_modular.image_sizes import chosen_size, open_session
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.image_io import ImageSource, to_image
 from janus_modular.processing.processor import Processor
@@ -37,7 +38,7 @@ Images = ImageSource | Many[ImageSource]  # an input image, or several
 
 
 @explain_renamed
-class Janus(AsyncCalls, ChoosesSamplers):
+class Janus(AsyncCalls, ChoosesSamplers, ImageCalls):
     """A model that chats and draws. Make one with `from_pretrained` or `from_components`."""
 
     def __init__(
@@ -291,6 +292,7 @@ class Janus(AsyncCalls, ChoosesSamplers):
                 sampler_settings,
                 prompt_tokens=len(prompt),
                 context=self.runtime.context,
+                begin_image=self.processor.tokenizer.special_id("begin_image"),
             )
             for prompt in prompts
         ]
@@ -302,69 +304,67 @@ class Janus(AsyncCalls, ChoosesSamplers):
 
     def draw(
         self,
-        prompt: str | Many[str],
+        prompt: str | Many[str] | Many[Message],
         n: int = 1,
         *,
+        images: Images = (),
+        image_form: Literal["input", "encoded", "both"] = "input",
+        size: int | tuple[int, int] | None = None,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | bool | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
+        image_guidance: float | None = None,
         seed: int | None = None,
         **settings: Any,
     ) -> Drawings:
         """Return ``n`` images of each prompt, in order: `Drawings`, a list of PIL images.
 
+        ``prompt``: a text, several, or one conversation of messages, whose images are part of it. ``images``
+        come before each text, as in `chat`: what is to be changed, say. ``image_form`` "input" gives them to
+        the understanding encoder, "encoded" as codes, and "both" in both forms, as Janus-4o was trained.
+        ``size`` in pixels, (height, width) or one number for both: another than the model's own.
+
         Its ``encoded`` are the codes of the images, ``usage`` their tokens, and ``settings`` all settings.
         ``batch_size``: images drawn at once; changes only memory and speed.
         ``progress``: True shows a progress bar; a function is called with (steps done, steps in all).
         ``guidance``, ``temperature``, ``seed`` and ``settings`` are settings of the image sampler; None
-        selects the default. The sampler of Janus has guidance 5, temperature 1, seed 0, prefix (codes that
-        images begin with) and first 0: image i of a prompt has noise from (seed, first + i).
+        selects the default. The sampler of Janus has guidance 5, temperature 1, image_guidance 0 (Janus-4o's
+        third row), seed 0, prefix (codes that images begin with) and first 0: image i of a prompt has noise
+        from (seed, first + i).
 
         Raises:
-            PromptError: ``n`` or ``batch_size`` is less than 1, or a setting is unknown or out of its range.
+            PromptError: ``n`` or ``batch_size`` is less than 1, a setting is unknown or out of its range, the
+                model takes no images as it draws them, or does not draw the size.
+            ImageError: an image cannot be read.
             CheckError: the image sampler violates its protocol.
         """
         n, batch_size = arguments.count(n, "n"), arguments.count(batch_size, "batch_size")
         progress = arguments.callback(progress, "progress")
-        texts = arguments.drawing_prompts(prompt)
-        chosen = samplers.chosen(settings, guidance=guidance, temperature=temperature, seed=seed)
+        conversations = arguments.drawing_conversations(prompt, images, image_form)
+        named = {"guidance": guidance, "temperature": temperature, "image_guidance": image_guidance}
+        chosen = samplers.chosen(settings, **named, seed=seed)
         sampler, sampler_settings = self._image_sampler(chosen)
         num_tokens = self.processor.drawing.num_tokens if self.processor.drawing else 0
-        prompts = [prompt for text in texts for prompt in [self.processor.draw_prompt(text)] * n]
+        if image_size := chosen_size(self.runtime, self.processor, size):
+            num_tokens = image_size.positions
+        prompts = [
+            prompt
+            for messages in conversations
+            for prompt in [self.processor.draw_prompt(messages, positions=num_tokens)] * n
+        ]
         batches = samplers.batches(sampler_settings, prompts, batch_size)
-        images, encoded = list[Image.Image](), list[NDArray[Any]]()
+        drawings, encoded = list[Image.Image](), list[NDArray[Any]]()
         with samplers.progress_bar(progress) as report:
             for index, (batch, batch_settings) in enumerate(batches):
-                session = self.runtime.open(max_seq_len=max(map(len, batch)) + num_tokens)
+                session = open_session(self.runtime, max(map(len, batch)) + num_tokens, image_size)
 
                 def on_progress(done: int, total: int, index: int = index) -> None:
                     report(index * total + done, len(batches) * total)
 
                 steps = sampler(session, batch, batch_settings)
                 drawn = samplers.draw_images(self.runtime.image_sampler, steps, len(batch), on_progress)
-                images += map(to_image, drawn.images)
+                drawings += map(to_image, drawn.images)
                 encoded.extend([] if drawn.encoded is None else drawn.encoded)
         usage = [Usage(len(prompt), image_tokens=num_tokens) for prompt in prompts]
-        return Drawings(images, usage, asdict(sampler_settings), encoded or None)
-
-    def log_probabilities(
-        self, prompt: str, encoded: Many[NDArray[Any]], *, guidance: float = 1.0, temperature: float = 1.0
-    ) -> NDArray[np.float32]:
-        """Return the log-probabilities (N, P), natural logarithms, of the codes of N images of a prompt.
-
-        ``encoded`` are codes (P,) or (P, S) per image, as `draw` returns them (`Drawings.encoded`). With the
-        guidance and temperature of `draw`, these are the probabilities with which it sampled the codes.
-        `janus_modular.image_log_probabilities` returns a tensor with gradients, for a loss.
-
-        Raises:
-            ConfigError: a bundle is open, or the generation path computes no log-probabilities.
-            PromptError: the prompt does not fit into the context, or codes are not the model's.
-        """
-        from janus_modular.model.scoring import image_log_probabilities
-
-        [text] = arguments.drawing_prompts(prompt)
-        prompts, pad = [self.processor.draw_prompt(text)] * len(encoded), self.processor.pad_id
-        settings = {"guidance": guidance, "temperature": temperature}
-        scores = image_log_probabilities(self.model, prompts, encoded, pad_id=pad, **settings)
-        return scores.detach().float().cpu().numpy()
+        return Drawings(drawings, usage, asdict(sampler_settings), encoded or None)

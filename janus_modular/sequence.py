@@ -159,6 +159,21 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
     return numbers
 
 
+def without_encoded_images(sequence: Sequence, pad: int) -> Sequence:
+    """Return a prompt with pads in place of images in the form in which the model draws, which are seen.
+
+    Guidance with three rows draws towards the whole prompt and towards this one.
+    """
+    is_image = sequence.generation_mask
+    return replace(
+        sequence,
+        tokens=np.where(is_image, pad, sequence.tokens),
+        generation_mask=np.zeros_like(is_image),
+        generation_images=[],
+        generation_supervised=[],
+    )
+
+
 def unconditional(sequence: Sequence, pad: int, *, hidden: bool = False) -> Sequence:
     """Return the unconditional prompt for guidance: padding replaces all ids but the first and the last.
 

@@ -29,6 +29,15 @@ def refuse_cut_states(shorter: Integers, lengths: Integers) -> None:
         )
 
 
+def encoded_images_refused() -> PromptError:
+    """Return the error that the model embeds no given image in the form in which it draws."""
+    return PromptError(
+        "prompts: found an image in the form in which the model draws; expected images that are read"
+        " (ImageInput): its generation path has no graph of the role 'embed'. Rectified flow embeds images"
+        " with noise alone; a bundle for answers alone, or of an earlier version, may be exported again."
+    )
+
+
 def unknown_graph(name: str, known: Iterable[str]) -> PromptError:
     """Return the error that a session runs no graph of this name."""
     names = list(known)

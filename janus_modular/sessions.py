@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_modular.errors import PromptError
-from janus_modular.graph_specs import GraphSignature
+from janus_modular.graph_specs import GraphSignature, graph_of_role
+from janus_modular.image_sizes import ImageSize
 from janus_modular.positions import RowPositions, check_position_ids, check_together
 from janus_modular.sequence import Sequence as Prompt
-from janus_modular.session_errors import is_integer, refuse_cut_states
+from janus_modular.session_errors import encoded_images_refused, is_integer, refuse_cut_states
 
 Integers = NDArray[np.int64]
 
@@ -50,6 +51,11 @@ class BaseSession(ABC):
         self._is_allocated = False
         self._lengths = _frozen(np.zeros(rows or 0, np.int64))
         self.row_positions = RowPositions(0, 0)
+        self.graph_names: Mapping[str, str] = {}  # of graphs for the size that is drawn, if not the model's
+
+    def draw_at(self, size: ImageSize) -> None:
+        """Draw images of another size than the model's: `run` runs its graphs from now on."""
+        self.image_positions, self.sizes, self.graph_names = size.positions, size.sizes, size.graphs
 
     @property
     def lengths(self) -> Integers:
@@ -330,6 +336,10 @@ class BaseSession(ABC):
         self._check_end(int(lengths.max()))
         check_position_ids(prompts, self.position_axes)
         check_together(prompts, self.together)
+        if any(prompt.generation_images for prompt in prompts) and not graph_of_role(
+            self.signatures, "embed"
+        ):
+            raise encoded_images_refused()
         for prompt in prompts:
             tokens = np.asarray(prompt.tokens)[~(prompt.understanding_mask | prompt.generation_mask)]
             if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:

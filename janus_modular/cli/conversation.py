@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from janus_modular.cli.options import collect_settings
+from janus_modular.cli.replies import next_drawing, write_reply
 from janus_modular.errors import JanusError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Conversation:
         model: str,
         options: Mapping[str, Any] | None = None,
         encode: Encoder | None = None,
+        reply_options: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         """Begin a conversation.
@@ -59,13 +61,14 @@ class Conversation:
             model: the checkpoint or the bundle, as a command names it; drawings record it.
             options: of a command that opens the model again; drawings record them too.
             encode: encodes drawings for the terminal; None: they are only written into files.
+            reply_options: options of `Janus.converse`, which answers with images; None: text alone.
             **settings: of answers, as `Janus.chat` takes them.
 
         Raises:
             ImageError: an image cannot be read.
         """
         self.janus, self.settings = janus, settings
-        self.system, self.encode = system, encode
+        self.system, self.encode, self.reply_options = system, encode, reply_options
         self.model, self.options = model, options or {}
         self.drawing_settings: dict[str, Any] = {}
         self.drawings = 0
@@ -99,9 +102,19 @@ class Conversation:
 
         images = [ImageInput(open_image(path)) for path in self.images]
         messages = [*self.messages, Message("user", [*images, Text(question)])]
-        answer = print_answer(self.janus, messages, **self.settings)
-        self.messages = [*messages, Message("assistant", [Text(answer)])]
-        self.files += [self.images, []]
+        drawn: list[Path] = []
+        if self.reply_options is None:
+            answer = print_answer(self.janus, messages, **self.settings)
+            message = Message("assistant", [Text(answer)])
+        else:
+            drawing = {"first": self.drawings, **self.drawing_settings}
+            options = {**self.reply_options, **self.settings}
+            replies = self.janus.converse(messages, stream=True, drawing=drawing, **options)
+            parts = write_reply(replies, encode=self.encode)
+            drawn, message = [Path(part["image"]) for part in parts if "image" in part], replies.reply.message
+            self.drawings += len(drawn)
+        self.messages = [*messages, message]
+        self.files += [self.images, drawn]
         self.images = []
 
     def draw(self, prompt: str) -> Path:
@@ -114,9 +127,7 @@ class Conversation:
         settings: dict[str, Any] = {"first": self.drawings, **self.drawing_settings}
         [image] = self.janus.draw(prompt, 1, **settings)
         self.drawings += 1
-        number = 1
-        while (path := Path(f"drawing-{number}.png")).exists():
-            number += 1
+        path = next_drawing()
         used = asdict(self.janus.image_settings(settings))
         save_drawing(image, path, prompt=prompt, n=1, model=self.model, options=self.options, settings=used)
         if self.encode:
@@ -282,6 +293,9 @@ def _parts(message: Message, files: list[Path]) -> Any:
     """Return a message's content as data has it: a text, or images and texts in their order."""
     from janus_modular.sequence import Text
 
-    texts = [segment.text for segment in message.content if isinstance(segment, Text)]
-    images = [{"image": str(path.resolve())} for path in files]
-    return [*images, *texts] if images else "".join(texts)
+    paths = iter(files)
+    parts = [
+        segment.text if isinstance(segment, Text) else {"image": str(next(paths).resolve())}
+        for segment in message.content
+    ]
+    return parts if files else "".join(text for text in parts if isinstance(text, str))

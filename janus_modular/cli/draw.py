@@ -51,6 +51,31 @@ def draw(
     seed: Seed = None,
     sampler: Sampler = None,
     extra_settings: Settings = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="An image that the prompt is about, to be changed say; may be repeated."),
+    ] = None,
+    image_form: Annotated[
+        str | None,
+        typer.Option(
+            help="How --image is given: input (read, the default), encoded (as it is drawn), both (Janus-4o)."
+        ),
+    ] = None,
+    begin_with: Annotated[
+        Path | None, typer.Option(help="An image whose first codes stay: the rest is drawn anew.")
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            callback=finite,
+            help="Share of --begin-with that stays; default 0.5, the upper half.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Size in pixels; default: the model's own.")
+    ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="File of the image grid; single images get numbered names.")
     ] = Path("out.png"),
@@ -72,10 +97,16 @@ def draw(
 
     Example: janus-modular draw runs/demo/model "the digit seven" -n 8 -o sevens.png
     """
+    from janus_modular.image_sizes import parse_size
     from janus_modular.janus import Janus
 
     if show and as_json:
         raise typer.BadParameter("found --show and --json, which both write to stdout; leave one out")
+    parsed_size = parse_size(size) if size else None
+    if image_form is not None and not image:
+        raise typer.BadParameter("found --image-form without --image: it says how images are given")
+    if keep is not None and begin_with is None:
+        raise typer.BadParameter("found --keep without --begin-with: it says how much of that image stays")
     encode = image_encoder(sys.stdout, os.environ) if show else None  # checked before anything is drawn
     check_output(output)
     image_format(output)
@@ -92,17 +123,32 @@ def draw(
     janus = Janus.from_pretrained(
         model, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
     ).use_samplers(image=sampler)
-    images = janus.draw(prompt, n, batch_size=batch_size, progress=True, **settings)
+    if begin_with is not None:
+        if "prefix" in settings:
+            raise typer.BadParameter("found --begin-with and --set prefix=...; give one of them")
+        [codes] = janus.encode_images(begin_with, size=parsed_size)
+        settings["prefix"] = codes[: int(len(codes) * (0.5 if keep is None else keep))].tolist()
+    image_options: dict[str, Any] = {
+        "images": image or [],
+        **({"image_form": image_form} if image_form else {}),
+    }
+    images = janus.draw(
+        prompt, n, **image_options, size=parsed_size, batch_size=batch_size, progress=True, **settings
+    )
     used = asdict(janus.image_settings(settings))
     options = model_options(
         janus, device=device, dtype=dtype, runtime=runtime, variant=variant, allow_failed=allow_failed
-    ) | ({"sampler": sampler} if sampler else {})
+    )
+    options |= {"sampler": sampler} if sampler else {}
+    options |= {"image": [str(path) for path in image]} if image else {}
+    options |= {"image-form": image_form} if image_form else {}
+    options |= {"size": size} if size else {}
     numbers = used.get("numbers") or range(used["first"], used["first"] + n)
     files = {output: (images.grid(), n, used)}
-    for path, image, number in zip(singles, images, numbers, strict=True):
-        files[path] = (image, 1, used | {"numbers": None, "first": number})
-    for path, (image, count, settings) in files.items():
-        save_drawing(image, path, prompt=prompt, n=count, model=model, options=options, settings=settings)
+    for path, single, number in zip(singles, images, numbers, strict=True):
+        files[path] = (single, 1, used | {"numbers": None, "first": number})
+    for path, (drawn, count, settings) in files.items():
+        save_drawing(drawn, path, prompt=prompt, n=count, model=model, options=options, settings=settings)
         if not as_json:
             typer.echo(str(path))
     if encode:
@@ -117,6 +163,7 @@ def draw(
             "grid": str(output),
             "model": model,
             "settings": used,
+            **({"input_images": options["image"]} if image else {}),
         }
         typer.echo(json.dumps(record))
 
@@ -165,7 +212,8 @@ def command_line(
     """Return the command that draws an image again, into a file of the same name."""
     words = ["janus-modular", "draw", model, prompt, "-n", str(n)]
     for name, value in options.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        for item in value if isinstance(value, list) else [value]:
+            words += [f"--{name}"] if item is True else [f"--{name}", str(item)]
     for name, value in settings.items():
         if value is None or value == ():
             continue

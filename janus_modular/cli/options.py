@@ -94,8 +94,12 @@ def use_passive_waiting() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def collect_settings(named: Mapping[str, Any], assignments: Sequence[str] | None) -> dict[str, Any]:
+def collect_settings(
+    named: Mapping[str, Any], assignments: Sequence[str] | None, *, option: str = "--set"
+) -> dict[str, Any]:
     """Collect the settings that were given; the sampler has defaults for all others.
+
+    ``option``: that of the assignments, for errors.
 
     Raises:
         BadParameter: an assignment is not NAME=VALUE in YAML, or a setting is given twice.
@@ -108,15 +112,17 @@ def collect_settings(named: Mapping[str, Any], assignments: Sequence[str] | None
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")
         if not (name and equals):
-            raise typer.BadParameter(f"--set {assignment}: expected NAME=VALUE")
+            raise typer.BadParameter(f"{option} {assignment}: expected NAME=VALUE")
         if name in settings:
             raise typer.BadParameter(
-                f"--set {assignment}: {name} is given already: {settings[name]!r}; give it once"
+                f"{option} {assignment}: {name} is given already: {settings[name]!r}; give it once"
             )
         try:
             parsed = yaml.safe_load(value)
         except Exception as error:  # an impossible date (2026-13-01), brackets nested too deeply
-            raise typer.BadParameter(f"--set {assignment}: its value is not YAML: {reason(error)}") from error
+            raise typer.BadParameter(
+                f"{option} {assignment}: its value is not YAML: {reason(error)}"
+            ) from error
         is_number = isinstance(parsed, str) and SCIENTIFIC.fullmatch(parsed)  # PyYAML wants 2.0e+0
         settings[name] = float(parsed) if is_number else parsed
     return settings

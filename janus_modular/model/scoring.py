@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from janus_modular.capabilities import EncodesImages, HasLogProbabilities
+from janus_modular.continuing import with_image
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.model.batch import collate
 from janus_modular.model.model import JanusModel
-from janus_modular.positions import extended
-from janus_modular.sequence import IGNORE_INDEX, Sequence, unconditional
+from janus_modular.sequence import Sequence, unconditional
 
 
 def image_log_probabilities(
@@ -57,7 +56,7 @@ def image_log_probabilities(
     if guidance != 1:
         rows += [unconditional(prompt, pad_id) for prompt in prompts]
     sequences = [
-        _with_image(prompt, image, path.num_tokens)
+        with_image(prompt, image, path.num_tokens)
         for prompt, image in zip(rows, images * (len(rows) // len(images)), strict=True)
     ]
     batch = collate(sequences).to(next(model.parameters()).device)
@@ -66,19 +65,3 @@ def image_log_probabilities(
     mask = batch.generation_mask.roll(-1, dims=1) if path.predicts_next else batch.generation_mask
     before = hidden[mask].view(len(rows), path.num_tokens, hidden.shape[-1])  # (R, P, D)
     return path.log_probabilities(before, targets[: len(images)], guidance=guidance, temperature=temperature)
-
-
-def _with_image(prompt: Sequence, image: Any, positions: int) -> Sequence:
-    """Return a prompt with an encoded image behind it."""
-    images = np.ones(positions, np.bool_)
-    return replace(
-        prompt,
-        tokens=np.concatenate([prompt.tokens, np.repeat(prompt.tokens[-1:], positions)]),
-        labels=np.concatenate([prompt.labels, np.full(positions, IGNORE_INDEX)]),
-        understanding_mask=np.concatenate([prompt.understanding_mask, ~images]),
-        generation_mask=np.concatenate([prompt.generation_mask, images]),
-        position_ids=None if prompt.position_ids is None else extended(prompt.position_ids, positions),
-        together=None if prompt.together is None else np.pad(prompt.together, (0, positions)),
-        generation_images=[*prompt.generation_images, image],
-        generation_supervised=[*prompt.generation_supervised, False],
-    )

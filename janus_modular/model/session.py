@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from janus_modular.capabilities import CopiesRows, HidesPositions
+from janus_modular.capabilities import CopiesRows, DrawsOtherSizes, HidesPositions
 from janus_modular.errors import PromptError
 from janus_modular.finite import refuse_not_finite
 from janus_modular.graph_specs import GraphSignature, sample_text_tensors
+from janus_modular.image_sizes import ImageSize, size_text
 from janus_modular.interfaces import RowCache, StateCache
 from janus_modular.model.batch import collate
 from janus_modular.model.cache import state_tensors
@@ -40,6 +41,29 @@ class TorchRuntime:
         self.image_sampler = model.image_sampler
         self.pad = pad
         self.suppressed_ids = suppressed_ids
+        self.sized_functions: dict[str, Callable[..., Any]] = {}  # of graphs of other sizes, by their names
+
+    def image_size(self, height: int, width: int) -> ImageSize:
+        """Return a size for sessions.
+
+        Raises:
+            PromptError: the generation path does not draw it; says why.
+        """
+        path = self.model.generation
+        try:
+            if not isinstance(path, DrawsOtherSizes):
+                raise ValueError(f"the generation path {type(path).__name__} has no other size")
+            sized = path.sized(height, width)
+        except ValueError as error:
+            raise PromptError(
+                f"size: found {size_text(height, width)}; the model draws"
+                f" {size_text(path.height, path.width)} and not this: {error}."
+            ) from error
+        own = {graph.name: (graph.inputs, graph.outputs) for graph in path.graphs()}
+        changed = [graph for graph in sized.graphs() if (graph.inputs, graph.outputs) != own.get(graph.name)]
+        names = {graph.name: f"{graph.name}@{size_text(height, width)}" for graph in changed}
+        self.sized_functions |= {names[graph.name]: graph.function for graph in changed}
+        return ImageSize(height, width, sized.num_tokens, sized.sizes, names)
 
     def fingerprint(self) -> str:
         """Return a digest of some values of every weight, which change when it is trained."""
@@ -63,6 +87,7 @@ class TorchRuntime:
             rows=rows,
             pad=self.pad,
             suppressed_ids=self.suppressed_ids,
+            sized_functions=self.sized_functions,
         )
 
 
@@ -77,6 +102,7 @@ class TorchSession(BaseSession):
         pad: int,
         rows: int | None = None,
         suppressed_ids: Many[int] = (),
+        sized_functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         """Prepare rows of up to ``max_seq_len`` positions; no memory is allocated yet."""
         super().__init__(max_seq_len, rows)
@@ -100,6 +126,7 @@ class TorchSession(BaseSession):
             "sample_text": self.sample_text,
             **{graph.name: graph.function for graph in graphs},
         }
+        self.sized_functions = {} if sized_functions is None else sized_functions  # sizes are added later
         self.pad_id = pad
         self.image_positions = model.generation.num_tokens
         self.sizes: Mapping[str, Any] = model.generation.sizes
@@ -213,9 +240,11 @@ class TorchSession(BaseSession):
     @torch.no_grad()
     def run(self, name: str, *inputs: Any) -> Any:
         """Run a function of the model by name; numpy inputs are copied to its device."""
-        if name not in self.functions:
+        name = self.graph_names.get(name, name)
+        function = self.functions.get(name) or self.sized_functions.get(name)
+        if function is None:
             raise unknown_graph(name, self.functions)
-        return self.functions[name](*(self._on_device(x) for x in inputs))
+        return function(*(self._on_device(x) for x in inputs))
 
     def sample_text(
         self, hidden: Tensor, noise: Tensor, temperature: Tensor, top_k: int, top_p: float

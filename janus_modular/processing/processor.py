@@ -151,7 +151,7 @@ class Processor:
             sample: a conversation or a plain text, with images.
             supervise: ``all`` supervises every text token of a sample without image targets, unless the
                 sample's supervision is exact.
-            condition_dropout: replace what precedes the first image target by pads.
+            condition_dropout: replace what precedes the first supervised image target by pads.
             learn_image_ends: supervise begin-of-image and end-of-image of image targets too (the papers do
                 not say whether they are).
             check_length: raise an error if the sequence is longer than the context.
@@ -202,8 +202,10 @@ class Processor:
             raise PromptError("the conversation is empty. Give at least one user message.")
         return self._assemble(self.answer_segments(messages), bos=self._bos)
 
-    def draw_prompt(self, prompt: str | Sequence[Message]) -> TokenSequence:
+    def draw_prompt(self, prompt: str | Sequence[Message], *, positions: int | None = None) -> TokenSequence:
         """Return the prompt of an image, from a text or a conversation; the prompt ends in begin-of-image.
+
+        ``positions``: how many the image takes, if not as many as in the model's own size.
 
         A training sequence of the same conversation has the same tokens before the image: the image is the
         assistant's next message, or continues the assistant's last message.
@@ -214,9 +216,8 @@ class Processor:
         if self.drawing is None:
             raise PromptError("this model has no generation path: it cannot draw.")
         messages = [Message("user", [Text(prompt)])] if isinstance(prompt, str) else list(prompt)
-        return self._assemble(
-            self.drawing_segments(messages), bos=self._bos, reserved=self.drawing.num_tokens
-        )
+        reserved = self.drawing.num_tokens if positions is None else positions
+        return self._assemble(self.drawing_segments(messages), bos=self._bos, reserved=reserved)
 
     def trained_segments(
         self, messages: Sequence[Message], learn_image_ends: bool = False

@@ -109,27 +109,35 @@ def _checked(encoded: Any, spec: EncodedSpec | None) -> NDArray[Any]:
 def without_condition(
     sequence: TokenSequence, *, pad: int, image_tokens: int, hidden: bool = False
 ) -> TokenSequence:
-    """Return the sequence with pads before its first image target, but for the first and the last position.
+    """Return the sequence with pads before its first supervised image target, but for the first and last.
 
     What precedes the image is then what precedes it in the unconditional row of sampling; with ``hidden``, no
-    position sees it but for the first. Nothing there is supervised, and image inputs there, of
-    ``image_tokens`` positions each, are dropped.
+    position sees it but for the first. Nothing there is supervised, and the images there are dropped: image
+    inputs, of ``image_tokens`` positions each, and targets that are given. A sequence without a supervised
+    target has no condition, and is returned as it is.
     """
-    last = int(sequence.generation_mask.argmax()) - 1  # the position of begin-of-image
+    if not any(sequence.generation_supervised):
+        return sequence
+    drawn = np.flatnonzero(sequence.generation_mask)
+    earlier = sequence.generation_supervised.index(True)  # targets before it
+    last = int(drawn[earlier * len(drawn) // len(sequence.generation_supervised)]) - 1  # begin-of-image
     tokens, labels = sequence.tokens.copy(), sequence.labels.copy()
-    understanding_mask = sequence.understanding_mask.copy()
+    understanding_mask, generation_mask = sequence.understanding_mask.copy(), sequence.generation_mask.copy()
     dropped_images = int(understanding_mask[:last].sum()) // max(image_tokens, 1)
     position = np.arange(len(tokens))
     is_before = (position > 0) & (position <= last)
     tokens[1:last] = pad
     labels[:last] = IGNORE_INDEX
-    understanding_mask[:last] = False
+    understanding_mask[:last] = generation_mask[:last] = False
     return replace(
         sequence,
         tokens=tokens,
         labels=labels,
         understanding_mask=understanding_mask,
+        generation_mask=generation_mask,
         understanding_pixels=sequence.understanding_pixels[dropped_images:],
+        generation_images=sequence.generation_images[earlier:],
+        generation_supervised=sequence.generation_supervised[earlier:],
         together=None if sequence.together is None else sequence.together * understanding_mask,
         hidden=is_before if hidden and is_before.any() else None,
     )

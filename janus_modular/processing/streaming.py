@@ -33,11 +33,15 @@ class TextStream:
         self._decoded = 0  # the ids before this index are in the text
         self._text = ""  # decoded, and not yet returned
 
+    def is_stop(self, id: int) -> bool:
+        """Return True if the answer ends at this id."""
+        return id in self._stop.ids
+
     def push(self, id: int) -> str:
         """Take the next token; return the text that will not change."""
         if self.stopped:
             return ""
-        if id in self._stop.ids:
+        if self.is_stop(id):
             self.stopped = True
             return self._flush()
         self._ids.append(id)

@@ -33,7 +33,7 @@ from janus_modular.server.service import (
 )
 from janus_modular.serving import AnswerRequest, Finished, TextDelta
 
-FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "sampler": "stop"}
+FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "sampler": "stop", "image": "stop"}
 
 
 def chat_router(service: Service) -> APIRouter:

@@ -13,6 +13,8 @@ from PIL import Image
 from starlette.requests import Request
 
 from janus_modular.answers import Drawings, Usage
+from janus_modular.errors import PromptError
+from janus_modular.image_sizes import chosen_size, parse_size
 from janus_modular.server.api_errors import ApiError, invalid
 from janus_modular.server.event_stream import EventStream, event_line
 from janus_modular.server.image_schema import (
@@ -83,11 +85,12 @@ def draw_request(body: ImageRequest, service: Service, request: Request) -> Draw
     n = body.n or 1
     service.check_limit("n", n, service.config.limits.n, "images")
     service.check_limit("prompt", len(body.prompt), service.config.limits.prompt, "characters")
-    check_size(body.size, service)
+    size = requested_size(body.size, service)
     settings = merged_settings({"guidance": body.guidance, "temperature": body.temperature}, body.settings)
     return DrawRequest(
         body.prompt,
         n,
+        size=size,
         seed=seed_of(request) if body.seed is None else body.seed,
         guidance=settings.pop("guidance", None),
         temperature=settings.pop("temperature", None),
@@ -98,18 +101,23 @@ def draw_request(body: ImageRequest, service: Service, request: Request) -> Draw
     )
 
 
-def check_size(size: str | None, service: Service) -> None:
-    """Check that the model draws in a size, ``WIDTHxHEIGHT``.
+def requested_size(size: str | None, service: Service) -> tuple[int, int] | None:
+    """Return the size (height, width) of a request's ``WIDTHxHEIGHT``; None: the model's own.
 
     Raises:
-        ApiError: the model draws in another size, or not at all.
+        ApiError: the model does not draw the size, or draws nothing at all; says why.
     """
-    drawing = service.janus.processor.drawing
-    if drawing is None:
+    janus = service.janus
+    if janus.processor.drawing is None:
         raise invalid("this model has no generation path: it cannot draw.", code="unsupported_endpoint")
-    only = f"{drawing.width}x{drawing.height}"
-    if size not in (None, "auto", only):
-        raise invalid(f"size: this model draws images of {only} alone; expected that, or auto.", param="size")
+    if size is None or size == "auto":
+        return None
+    try:
+        sides = parse_size(size)
+        chosen_size(janus.runtime, janus.processor, sides)
+    except PromptError as error:
+        raise invalid(str(error), param="size") from error
+    return sides
 
 
 def encode_image(image: Image.Image, output_format: OutputFormat, quality: int | None) -> str:

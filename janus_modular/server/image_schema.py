@@ -36,7 +36,7 @@ class ImageRequest(ApiModel):
     prompt: str = Field(min_length=1)
     model: ModelName = None
     n: int | None = Field(None, ge=1, description="Number of images, each with noise of its own.")
-    size: str | None = Field(None, description="auto, or the size in which the model draws: WIDTHxHEIGHT.")
+    size: str | None = Field(None, description="auto, the model's own size, or WIDTHxHEIGHT.")
     output_format: OutputFormat | None = Field(None, description="Default: png.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of jpeg and webp.")
     guidance: float | None = Field(None, description="Guidance scale; 1: no guidance.")

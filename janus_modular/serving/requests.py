@@ -34,7 +34,7 @@ class DrawRequest:
 
     prompt: str
     n: int = 1  # number of images
-    size: tuple[int, int] | None = None  # (height, width) in pixels; must be the model's size, or None
+    size: tuple[int, int] | None = None  # (height, width) in pixels; None: the model's own
     seed: int | None = None  # None: the sampler's default
     guidance: float | None = None  # None: the sampler's default
     temperature: float | None = None  # None: the sampler's default

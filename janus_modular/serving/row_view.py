@@ -139,6 +139,7 @@ class RowView(BaseSession):
         self.vocab_size, self.pad_id = session.vocab_size, session.pad_id
         self.image_positions, self.sizes = session.image_positions, session.sizes
         self.has_states = session.has_states
+        self.signatures = session.signatures
         self.on_run: Callable[[str, Any], None] = lambda name, outputs: None  # sees what graphs return
         self.count = 0  # rows that the run needs
         self.rows: list[int] = []  # of the engine's session, in the view's order; [] while it waits for rows
@@ -181,11 +182,12 @@ class RowView(BaseSession):
 
     def run(self, name: str, *inputs: Any) -> Any:
         """Wait until a graph is run; return its outputs."""
+        base, name = name, self.graph_names.get(name, name)
         if self.is_alone:
             outputs = self.session.run(name, *(own_tensor(self.session, x) for x in inputs))
         else:
             outputs = self.wait_for(RunCall(name, inputs))
-        self.on_run(name, outputs)
+        self.on_run(base, outputs)
         return outputs
 
     def cut_rows(self) -> None:

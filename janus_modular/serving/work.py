@@ -14,6 +14,7 @@ import numpy as np
 from janus_modular import arguments, samplers
 from janus_modular.answers import Answer, AnswerRow, Drawings, Usage
 from janus_modular.errors import PromptError
+from janus_modular.image_sizes import chosen_size
 from janus_modular.processing.image_io import to_image
 from janus_modular.protocols import CodeSamplerSettings, EncodedImages
 from janus_modular.serving.drawing_record import DrawingRecord
@@ -73,7 +74,13 @@ class AnswerWork(Work):
         context, positions = janus.runtime.context, len(self.prompt)
         if positions >= context:
             raise PromptError(f"the prompt has {positions} positions, the context {context}: shorten it")
-        self.row = AnswerRow(janus.processor.stream(stop), chosen, prompt_tokens=positions, context=context)
+        self.row = AnswerRow(
+            janus.processor.stream(stop),
+            chosen,
+            prompt_tokens=positions,
+            context=context,
+            begin_image=janus.processor.tokenizer.special_id("begin_image"),
+        )
         self.max_seq_len = positions + self.row.max_tokens
         check_fits(positions, self.row.max_tokens, "tokens of an answer", limit)
         self.settings = samplers.with_numbers(replace(chosen, max_tokens=self.row.max_tokens), [self.prompt])
@@ -117,8 +124,13 @@ class DrawWork(Work):
             janus.plugins, "image_samplers", self.name, settings
         )
         [text] = arguments.texts([request.prompt], "prompt", "a text")
-        self.prompt = janus.processor.draw_prompt(text)
-        self.image_tokens = check_size(janus, request.size)
+        self.size = chosen_size(janus.runtime, janus.processor, request.size)
+        drawing = janus.processor.drawing
+        own = drawing.num_tokens if drawing else 0
+        self.image_tokens = self.size.positions if self.size else own
+        self.prompt = janus.processor.draw_prompt(text, positions=self.image_tokens)
+        if self.size and code_graphs:
+            code_graphs = replace(code_graphs, positions=self.size.positions)
         self.max_seq_len = len(self.prompt) + self.image_tokens
         check_fits(len(self.prompt), self.image_tokens, "positions of an image", limit)
         self.code_graphs = code_graphs
@@ -159,6 +171,8 @@ class DrawWork(Work):
 
     def run(self, number: int, view: RowView, emit: Emit) -> EncodedImages:
         """Draw an image, with an event for each step, and for each partial image."""
+        if self.size is not None:
+            view.draw_at(self.size)
         settings, drawn = replace(self.settings, numbers=(self.numbers[number],)), None
         if isinstance(settings, CodeSamplerSettings):
             settings = replace(settings, prefix=[*settings.prefix, *self._known(number)])
@@ -230,20 +244,3 @@ def check_partial_images(count: int, code_graphs: CodeGraphs | None) -> dict[int
             f"partial_images: found {count!r:.80}; expected 0 to {most}, as this model draws{reason}."
         )
     return partial_steps(count, code_graphs.positions) if code_graphs else {}
-
-
-def check_size(janus: Janus, size: tuple[int, int] | None) -> int:
-    """Return the positions that a drawn image takes.
-
-    Raises:
-        PromptError: another size is asked for than the model draws, or it draws none.
-    """
-    drawing = janus.processor.drawing
-    if drawing is None:
-        return 0
-    drawn = drawing.height, drawing.width
-    if size is not None and tuple(size) != drawn:
-        raise PromptError(
-            f"size: found {tuple(size)}; expected {drawn}, height and width that the model draws."
-        )
-    return drawing.num_tokens

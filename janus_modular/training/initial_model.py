@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from janus_modular.checkpoints.assembly import ModelAssembly
+from janus_modular.checkpoints.assembly import ModelAssembly, record_suppressed
 from janus_modular.checkpoints.opening import open_lazily
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import CheckpointError, ConfigError, list_briefly
@@ -37,16 +37,40 @@ def initial_model(
 ) -> ModelAssembly:
     """Return the model of a run in float32; on the device ``meta`` its weights are checked, and not read.
 
-    ``checkpoint`` has priority over ``init``, and ``init`` over ``model``. ``shard`` divides the model over
-    the processes: before the weights of a checkpoint are read, so that ``loader`` copies this process's parts
-    alone; a new model, and a model whose components are to be wrapped, are whole before.
+    Where the ends of images are learned, answers of the model may begin images. ``checkpoint`` has priority
+    over ``init``, and ``init`` over ``model``. ``shard`` divides the model over the processes: before the
+    weights of a checkpoint are read, so that ``loader`` copies this process's parts alone; a new model, and a
+    model whose components are to be wrapped, are whole before.
 
     Raises:
         ConfigError: the model cannot be built, or names a sampler that cannot be used here.
         CheckpointError: the weights that it starts from do not fit.
     """
+    assembly = _initial_model(config, plugins, device, checkpoint, shard, loader or PartLoader())
+    if config.learn_image_ends and torch.device(device).type != "meta":
+        let_answers_begin_images(assembly)
+    return assembly
+
+
+def let_answers_begin_images(assembly: ModelAssembly) -> None:
+    """Take the token that begins an image from those that answers never contain, in processor and config."""
+    processor = assembly.processor
+    begin = processor.tokenizer.names["begin_image"]
+    if begin in processor.suppress_tokens:
+        log.info("answers of the model may contain %r now, because learn_image_ends is true", begin)
+    processor.suppress_tokens = tuple(token for token in processor.suppress_tokens if token != begin)
+    record_suppressed(assembly.model, processor)
+
+
+def _initial_model(
+    config: TrainConfig,
+    plugins: Plugins,
+    device: torch.device | str,
+    checkpoint: Path | None,
+    shard: Callable[[JanusModel], None],
+    loader: PartLoader,
+) -> ModelAssembly:
     on_meta = torch.device(device).type == "meta"
-    loader = loader or PartLoader()
     if start := checkpoint or _start_checkpoint(config):
         wraps = config.wrap if not checkpoint else None  # the components of a checkpoint are wrapped already
         lazy = open_lazily(start, plugins=plugins)

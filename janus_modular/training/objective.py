@@ -216,7 +216,10 @@ def check_settings(config: TrainConfig, objective: Objective) -> None:
     """
     if not reads_examples(objective) or config.objective is None:
         return
-    name, defaults = config.objective.name, {"length": 4096, "supervise": "all", "condition_dropout": 0.1}
+    name, defaults = (
+        config.objective.name,
+        {"length": 4096, "supervise": "all", "condition_dropout": 0.1, "learn_image_ends": False},
+    )
     settings = {key: getattr(config, key) for key in defaults}
     errors = [
         f"{key}: {value}; '{name}' trains on examples, not on token sequences: leave it out."

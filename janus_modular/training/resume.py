@@ -54,6 +54,7 @@ CHANGEABLE = {
     "length",
     "accumulate",
     "supervise",
+    "learn_image_ends",
     "condition_dropout",
     "dtype",
 }

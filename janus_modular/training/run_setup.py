@@ -134,7 +134,11 @@ def batch_builder(
     builder = BatchBuilder(
         mixture=Mixture(sources, config.mixture_phases(), config.batch, config.seed, config.codes.variants),
         sequence=lambda sample, condition_dropout: processor.sequence(
-            sample, supervise=config.supervise, condition_dropout=condition_dropout, check_length=False
+            sample,
+            supervise=config.supervise,
+            condition_dropout=condition_dropout,
+            learn_image_ends=config.learn_image_ends,
+            check_length=False,
         ),
         image_tokens=model.generation.num_tokens,
         pad=processor.pad_id,

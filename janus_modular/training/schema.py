@@ -165,6 +165,7 @@ class TrainConfig:
     bad_samples: BadSamplesConfig = field(default_factory=BadSamplesConfig)
     codes: CodesConfig = field(default_factory=CodesConfig)
     changed_data: Literal["refuse", "accept"] = "refuse"  # when a source has changed at a resume
+    learn_image_ends: bool = False  # the tokens around image targets too: answers may then begin images
     condition_dropout: float = 0.1  # probability that the prompt of an image target is replaced by pads
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -25,8 +25,8 @@ CONVERSATION = [Message("user", [Text("a red square")])]
 @pytest.mark.parametrize(
     ("method", "arguments", "said"),
     [
-        ("draw", (CONVERSATION,), "prompt: found Message.*Drawing takes no conversation"),
-        ("draw", (3,), "prompt: found 3; expected a text or a list of texts"),
+        ("draw", ([*CONVERSATION, "red"],), "prompt: found Message.*one conversation, a list of messages"),
+        ("draw", (3,), "prompt: found 3; expected a text, a list of texts, or one conversation"),
         ("draw", (b"red",), "prompt: found b'red'"),
         ("draw", (["red", None],), "found None among the texts"),
         ("draw", ({"text": "red"},), "prompt: found {'text'"),

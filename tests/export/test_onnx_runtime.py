@@ -25,7 +25,6 @@ from janus_modular import (
     BundleError,
     ConfigError,
     ImageInput,
-    ImageTarget,
     JanusError,
     Message,
     PromptError,
@@ -280,15 +279,6 @@ def test_words_alone_load_no_visual_graph(tiny_bundle: Path):
     janus = Janus.from_pretrained(tiny_bundle)
     janus.chat("no images here", max_tokens=2)
     assert set(janus.runtime._opened) == {"backbone", "embed", "sample_text"}
-
-
-def test_an_image_that_was_drawn_is_no_prompt_for_a_bundle(bundled: Janus):
-    drawn = ImageTarget(IMAGES[0], supervised=False)
-    prompt = bundled.processor.chat_prompt(
-        [Message("user", [Text("a")]), Message("assistant", [drawn]), Message("user", [Text("b")])]
-    )
-    with pytest.raises(PromptError, match="pass them as input images"):
-        bundled.runtime.open(512).prefill([prompt])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from janus_export.bundle.external_data import references
 from janus_export.onnx_export.kv_cache import cache_tensors
 from janus_export.onnx_export.weights import is_finite
 from janus_export.reference.target import CheckResult, VerificationTarget
+from janus_modular import EncodesImages
+from janus_modular.bundles import describe_encoded
 
 STANDARD = ("", "ai.onnx")
 BEYOND = {"nbits": {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherBlockQuantized")}}
@@ -162,11 +164,14 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
     """Compare the manifest with the model's config."""
     model, processor = target.reference.model, target.reference.processor
     path, spec = model.generation, model.understanding.encoder.pixels
+    image_target: dict[str, Any] = {"height": path.height, "width": path.width, "positions": path.num_tokens}
+    if isinstance(path, EncodesImages) and "encoded" in target.bundle.manifest["model"]["image_target"]:
+        image_target["encoded"] = describe_encoded(path.encoded)  # which bundles of earlier versions lack
     expected = {
         "context": model.backbone.context,
         "hidden_size": model.backbone.hidden_size,
         "vocab_size": model.backbone.vocab_size,
-        "image_target": {"height": path.height, "width": path.width, "positions": path.num_tokens},
+        "image_target": image_target,
         "pad_id": processor.pad_id,
         "suppressed_ids": list(processor.suppressed_ids),
         "text_sampler": model.text_sampler,

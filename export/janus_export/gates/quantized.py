@@ -147,7 +147,7 @@ def _largest(target: VerificationTarget) -> tuple[float, str]:
 
 def _first_inputs(target: VerificationTarget, run: Run) -> dict[str, Array]:
     """Return the backbone's inputs for prompts: embeddings from the same graphs, and an empty cache."""
-    x = embed(run.prompts, target.runtime.run, images_at_once=4).astype(np.float32)
+    x = embed(run.prompts, target.runtime.run, images_at_once=4, graphs={}).astype(np.float32)
     rows, tokens, _ = x.shape
     contract = GraphContract.declared("backbone", target.bundle.graphs["backbone"])
     axes = {"rows": rows, "tokens": tokens, "capacity": tokens}

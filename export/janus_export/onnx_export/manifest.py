@@ -11,8 +11,8 @@ from janus_export.bundle.modes import modes_of
 from janus_export.onnx_export.graphs import Graph
 from janus_export.onnx_export.quantization import QuantizationSpec
 from janus_export.onnx_export.quantize import Outcome
-from janus_modular import JanusModel, Processor, TensorSpec, __version__
-from janus_modular.bundles import DIGESTS, digest_of
+from janus_modular import EncodesImages, JanusModel, Processor, TensorSpec, __version__
+from janus_modular.bundles import DIGESTS, describe_encoded, digest_of
 
 RECORDED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -30,7 +30,12 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
         "pad_id": processor.pad_id,
         **({"together": list(model.config.together)} if model.config.together else {}),
         "sizes": dict(path.sizes),  # of the generation path, whose author chooses the names
-        "image_target": {"height": path.height, "width": path.width, "positions": path.num_tokens},
+        "image_target": {
+            "height": path.height,
+            "width": path.width,
+            "positions": path.num_tokens,
+            **({"encoded": describe_encoded(path.encoded)} if isinstance(path, EncodesImages) else {}),
+        },
         "image_input": {
             "height": spec.height,
             "width": spec.width,

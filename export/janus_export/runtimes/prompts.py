@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_modular import PromptError
+from janus_modular import GraphSignature, PromptError
 from janus_modular import Sequence as Prompt
+from janus_modular.graph_specs import graph_of_role
+from janus_modular.session_errors import encoded_images_refused
 
 Run = Callable[..., NDArray[Any]]
 """Runs a graph by name on numpy arrays."""
@@ -31,38 +33,66 @@ def block_spans(blocks: NDArray[np.int64], limit: int) -> list[tuple[int, int]]:
     return spans
 
 
-def embed(prompts: Sequence[Prompt], run: Run, *, images_at_once: int) -> NDArray[Any]:
-    """Combine text and input images into one array of embeddings (rows, T, D), padded on the right.
+def embed(
+    prompts: Sequence[Prompt], run: Run, *, images_at_once: int, graphs: Mapping[str, GraphSignature]
+) -> NDArray[Any]:
+    """Combine text, input images and encoded images into embeddings (rows, T, D), padded on the right.
 
     Without images, the visual encoder does not run. Images go through it a few at a time.
 
     Raises:
-        PromptError: a prompt contains a target image, or another number of image positions than features.
+        PromptError: a prompt contains an encoded image, and no graph embeds it; or another number of image
+            positions than features.
     """
-    if any(prompt.generation_mask.any() for prompt in prompts):
-        raise PromptError("a bundle does not encode target images of a prompt: pass them as input images")
     shape = (len(prompts), max(map(len, prompts)))
-    tokens, mask = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    tokens = np.zeros(shape, np.int64)
+    is_input, is_target = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt.tokens
-        mask[row, : len(prompt)] = prompt.understanding_mask
+        is_input[row, : len(prompt)] = prompt.understanding_mask
+        is_target[row, : len(prompt)] = prompt.generation_mask
     x = run("embed", tokens)  # (R, T, D)
     pixels = [image for prompt in prompts for image in prompt.understanding_pixels]
-    if not pixels and not mask.any():
-        return x
-    features = [
+    read = [
         run("understand", np.stack(pixels[start : start + images_at_once]))  # (N, P, D)
         for start in range(0, len(pixels), images_at_once)
     ]
+    _merge(x, read, is_input, len(pixels), "read")
+    targets = [image for prompt in prompts for image in prompt.generation_images]
+    drawn = [_embed_target(image, run, graphs) for image in targets]
+    _merge(x, drawn, is_target, len(targets), "drawn")
+    return x
+
+
+def _embed_target(image: NDArray[Any], run: Run, graphs: Mapping[str, GraphSignature]) -> NDArray[Any]:
+    """Return the embeddings (1, P, D) of an image as the model draws it: of pixels (3, h, w), or encoded.
+
+    Raises:
+        PromptError: no graph encodes or embeds it.
+    """
+    encode, embed_name = graph_of_role(graphs, "encode"), graph_of_role(graphs, "embed")
+    is_pixels = image.dtype == np.uint8
+    if embed_name is None or (is_pixels and encode is None):
+        raise encoded_images_refused()
+    return run(embed_name, run(encode, image[None]) if is_pixels else image[None])
+
+
+def _merge(
+    x: NDArray[Any], features: Sequence[NDArray[Any]], mask: NDArray[np.bool_], images: int, verb: str
+) -> None:
+    """Write features (N, P, D) into x (R, T, D), in order, where ``mask`` (R, T) is True.
+
+    Raises:
+        PromptError: there are more or fewer positions than features.
+    """
     flat = [embeddings.reshape(-1, embeddings.shape[-1]) for embeddings in features]
     vectors = np.concatenate(flat) if flat else np.empty((0, x.shape[-1]), x.dtype)
     if len(vectors) != mask.sum():
         raise PromptError(
-            f"the prompts have {mask.sum()} places for images that are read, but their {len(pixels)}"
+            f"the prompts have {mask.sum()} places for images that are {verb}, but their {images}"
             f" images have {len(vectors)} features: was the processor made for this bundle?"
         )
     x[mask] = vectors
-    return x
 
 
 def chunks(total: int, low: int, high: int, *, overlap: bool = True) -> list[tuple[int, int]]:

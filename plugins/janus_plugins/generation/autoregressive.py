@@ -7,6 +7,7 @@ position has several, which are predicted one after the other too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
@@ -50,6 +51,7 @@ class AutoregressiveConfig(ComponentConfig):
     height: int = 384  # pixels
     width: int = 384  # pixels
     embedding_dim: int | None = None  # of the codes' own table; None: the tokenizer's code_dim
+    image_guidance: bool = False  # drawings may have a third row, without the codes of given images: Janus-4o
 
     def __post_init__(self) -> None:
         """Check the image size."""
@@ -80,18 +82,14 @@ class AutoregressiveGeneration(nn.Module):
         super().__init__()
         self.config = config
         self.hidden_size = hidden_size
-        self.height, self.width = config.height, config.width
-        self.grid = tokenizer.grid(config.height, config.width)
-        self.num_tokens = self.grid[0] * self.grid[1]
         self.codebooks = tokenizer.codebooks
         self.sizes: Mapping[str, Any] = {
             "codes": sum(self.codebooks),
             "codebooks": list(self.codebooks),
-            "grid": list(self.grid),
+            **({"image_guidance": True} if config.image_guidance else {}),
         }
-        several = self.codebooks[1:] and (len(self.codebooks),)
-        self.encoded = EncodedSpec((self.num_tokens, *several), ids=self.codebooks)
         self.tokenizer = tokenizer
+        self._set_size(config.height, config.width)
         self.embedding = embedding
         self.adaptor = adaptor
         self.head = head
@@ -131,6 +129,31 @@ class AutoregressiveGeneration(nn.Module):
         vectors = self.tokenizer.codebook_embeddings()
         fits = vectors is not None and vectors.shape == self.embedding.weight.shape
         return {"embedding.weight": vectors.detach()} if vectors is not None and fits else {}
+
+    def sized(self, height: int, width: int) -> AutoregressiveGeneration:
+        """Return this path for images of another size, with the same modules.
+
+        Raises:
+            ValueError: the tokenizer cannot encode the size, or the adaptor would not keep each code.
+        """
+        path = copy(self)
+        path._set_size(height, width)
+        rows, columns = path.grid
+        if min(path.grid) < 1 or self.adaptor.num_tokens(path.grid) != path.num_tokens:
+            raise ValueError(
+                f"{height}x{width} pixels have {rows}x{columns} codes; expected at least 1x1, each of which"
+                " the adaptor keeps"
+            )
+        return path
+
+    def _set_size(self, height: int, width: int) -> None:
+        """Set what follows from the size of images."""
+        self.height, self.width = height, width
+        self.grid = self.tokenizer.grid(height, width)
+        self.num_tokens = self.grid[0] * self.grid[1]
+        self.sizes = {**self.sizes, "grid": list(self.grid)}
+        several = self.codebooks[1:] and (len(self.codebooks),)
+        self.encoded = EncodedSpec((self.num_tokens, *several), ids=self.codebooks)
 
     @torch.no_grad()
     def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator] = ()) -> Tensor:
@@ -174,18 +197,24 @@ class AutoregressiveGeneration(nn.Module):
         return x.view(codes.shape[0], codes.shape[1], self.hidden_size)
 
     def sample_image(
-        self, hidden: Tensor, noise: Tensor, guidance: Tensor, temperature: Tensor
+        self,
+        hidden: Tensor,
+        noise: Tensor,
+        guidance: Tensor,
+        temperature: Tensor,
+        image_guidance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sample the next codes (N,) or (N, S) of images; return these and the next inputs of all rows.
 
-        ``hidden`` is (2N, D), conditional rows first, or (N, D) for guidance 1. ``noise`` is (N, sum of K)
-        of Exp(1); ones and temperature 1 make it greedy.
+        ``hidden`` is (2N, D), conditional rows first, or (N, D) for guidance 1; or (3N, D), between them the
+        rows of prompts without the codes of given images, for ``image_guidance``. ``noise`` is
+        (N, sum of K) of Exp(1); ones and temperature 1 make it greedy.
         """
         images, codes, marked, of_rows = noise.shape[0], list[Tensor](), list[Tensor](), list[Tensor]()
         for of_code in noise.split(self.codebooks, dim=-1):
             logits = self.head(hidden, known(of_rows, hidden)).float()  # (R, K)
-            logits = logits.unflatten(0, (-1, images))  # (1 or 2, N, K)
-            guided = guided_logits(logits, guidance, temperature)  # (N, K)
+            logits = logits.unflatten(0, (-1, images))  # (1, 2 or 3, N, K)
+            guided = guided_logits(logits, guidance, temperature, image_guidance)  # (N, K)
             codes.append(sample_with_noise(guided, of_code))  # (N,)
             marked.append(mark_not_finite(codes[-1], guided))
             of_rows.append(codes[-1].repeat(logits.shape[0]))  # (R,): an image's rows take its code
@@ -227,6 +256,8 @@ class AutoregressiveGeneration(nn.Module):
     def graphs(self) -> Sequence[GraphSpec]:
         """Return the graphs: sampling and embedding of codes, the image tokenizer's encoder and decoder."""
         several = self.encoded.shape[1:]
+        names = ["guidance", "temperature", *(["image_guidance"] if self.config.image_guidance else [])]
+        scalars = [TensorSpec(name, "float32", ()) for name in names]
         pixels = TensorSpec("pixels", "uint8", ("images", 3, self.height, self.width))
         codes = TensorSpec("codes", "int64", ("images", *self.encoded.shape))
         return [
@@ -236,8 +267,7 @@ class AutoregressiveGeneration(nn.Module):
                 inputs=(
                     TensorSpec("hidden", "model", ("rows", self.hidden_size)),
                     TensorSpec("noise", "float32", ("images", sum(self.codebooks))),
-                    TensorSpec("guidance", "float32", ()),
-                    TensorSpec("temperature", "float32", ()),
+                    *scalars,
                 ),
                 outputs=(
                     TensorSpec("codes", "int64", ("images", *several)),
@@ -295,13 +325,23 @@ def _check_pointwise(adaptor: Adaptor, name: str, code_dim: int, grid: tuple[int
         )
 
 
-def guided_logits(logits: Tensor, guidance: Tensor | float, temperature: Tensor | float) -> Tensor:
+def guided_logits(
+    logits: Tensor,
+    guidance: Tensor | float,
+    temperature: Tensor | float,
+    image_guidance: Tensor | None = None,
+) -> Tensor:
     """Combine the logits of conditional and unconditional rows (2, N, ..., K) as (N, ..., K).
 
-    Without guidance there are conditional rows alone (1, N, ..., K).
-    Guidance as in Janus, section 3.4: l = u + w (c - u).
+    Without guidance there are conditional rows alone (1, N, ..., K). Between the two may be rows of prompts
+    without the codes of given images (3, N, ..., K).
+    Guidance as in Janus, section 3.4: l = u + w (c - u). With rows p of those prompts, and their weight v,
+    the condition is (c + v p) / (1 + v), as Janus-4o draws (ShareGPT-4o-Image, Chen et al. 2025).
     """
     conditional, unconditional = logits[0], logits[-1]  # of one row, both are the same
+    if image_guidance is not None:
+        partial = torch.cat([logits[:1], logits])[-2]  # of fewer than three rows, the conditional one
+        conditional = (conditional + image_guidance * partial) / (1 + image_guidance)
     return (unconditional + guidance * (conditional - unconditional)) / temperature
 
 

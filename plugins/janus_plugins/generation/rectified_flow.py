@@ -9,6 +9,7 @@ The first position of an image holds the embedding of the time t (JanusFlow: Ma 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -94,16 +95,9 @@ class RectifiedFlow(nn.Module):
         super().__init__()
         self.config = config
         self.hidden_size = hidden_size
-        self.height, self.width = config.height, config.width
-        self.shape = autoencoder.encoded_shape(config.height, config.width)  # (c, h, w)
-        self.grid = grid  # of patches
-        self.num_tokens = 1 + grid[0] * grid[1]  # the time, and the patches
         self.hidden_condition = config.hidden_condition
-        self.sizes: Mapping[str, Any] = {
-            "encoded_shape": list(self.shape),
-            "hidden_condition": config.hidden_condition,
-        }
         self.autoencoder = autoencoder
+        self._set_size(config.height, config.width, grid)
         sizes = (self.shape[0], config.channels, config.patch_size)
         self.encoder = UViTEncoder(*sizes, config.encoder_blocks, hidden_size)
         self.adaptor = adaptor
@@ -118,20 +112,30 @@ class RectifiedFlow(nn.Module):
     def build(cls, config: RectifiedFlowConfig, hidden_size: int, build: Callable[..., Any]) -> RectifiedFlow:
         """Build the path for a backbone of ``hidden_size``; ``build`` makes its components."""
         autoencoder = build(config.autoencoder)
-        _, *sides = autoencoder.encoded_shape(config.height, config.width)
-        if any(side % config.patch_size for side in sides):
-            raise ValueError(
-                f"'{config.autoencoder.name}' encodes an image of {config.height}x{config.width} as"
-                f" {sides[0]}x{sides[1]}; expected a multiple of patch_size {config.patch_size} on both sides"
-            )
-        grid = (sides[0] // config.patch_size, sides[1] // config.patch_size)
         adaptor = build(config.adaptor, config.channels, hidden_size)
-        if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
-            raise ValueError(
-                f"'{config.adaptor.name}' makes {positions} positions of {grid[0]}x{grid[1]} patches,"
-                " and each patch has to keep its own: choose another adaptor"
-            )
+        grid = patch_grid(config, autoencoder, adaptor, config.height, config.width)
         return cls(config, autoencoder, adaptor, grid, hidden_size)
+
+    def sized(self, height: int, width: int) -> RectifiedFlow:
+        """Return this path for images of another size, with the same modules.
+
+        Raises:
+            ValueError: the autoencoder cannot encode the size, or the adaptor would not keep each patch.
+        """
+        path = copy(self)
+        path._set_size(height, width, patch_grid(self.config, self.autoencoder, self.adaptor, height, width))
+        return path
+
+    def _set_size(self, height: int, width: int, grid: tuple[int, int]) -> None:
+        """Set what follows from the size of images."""
+        self.height, self.width = height, width
+        self.shape = self.autoencoder.encoded_shape(height, width)  # (c, h, w)
+        self.grid = grid  # of patches
+        self.num_tokens = 1 + grid[0] * grid[1]  # the time, and the patches
+        self.sizes: Mapping[str, Any] = {
+            "encoded_shape": list(self.shape),
+            "hidden_condition": self.hidden_condition,
+        }
 
     @torch.no_grad()
     def targets(self, pixels: Tensor, rngs: Sequence[np.random.Generator]) -> Mixtures:
@@ -238,6 +242,29 @@ class RectifiedFlow(nn.Module):
             GraphSpec("decode_image", self.decode_image, (encoded,), (pixels,), role="decode"),
             GraphSpec("encode_image", self.encode_image, (pixels,), (encoded,), role="encode"),
         ]
+
+
+def patch_grid(
+    config: RectifiedFlowConfig, autoencoder: ImageAutoencoder, adaptor: Adaptor, height: int, width: int
+) -> tuple[int, int]:
+    """Return the rows and columns of patches of an image's encoded numbers.
+
+    Raises:
+        ValueError: patches do not cover the encoded image, or the adaptor would not keep each patch.
+    """
+    _, *sides = autoencoder.encoded_shape(height, width)
+    if any(side % config.patch_size for side in sides):
+        raise ValueError(
+            f"'{config.autoencoder.name}' encodes an image of {height}x{width} as {sides[0]}x{sides[1]};"
+            f" expected a multiple of patch_size {config.patch_size} on both sides"
+        )
+    grid = (sides[0] // config.patch_size, sides[1] // config.patch_size)
+    if (positions := adaptor.num_tokens(grid)) != grid[0] * grid[1]:
+        raise ValueError(
+            f"'{config.adaptor.name}' makes {positions} positions of {grid[0]}x{grid[1]} patches, and each"
+            " patch has to keep its own: choose another adaptor"
+        )
+    return grid
 
 
 def aligner(hidden_size: int, align_dim: int) -> nn.Sequential:

@@ -19,6 +19,7 @@ from janus_modular import (
     Session,
     hookimpl,
     unconditional,
+    without_encoded_images,
 )
 from janus_modular import Sequence as Prompt
 from janus_plugins.samplers.limits import (
@@ -39,6 +40,7 @@ class DrawSettings(CodeSamplerSettings):
     guidance: float = 5.0  # w in l = u + w (c - u); 1: no unconditional row
     temperature: float = 1.0  # 0: always the most likely code
     seed: int = 0  # of the noise of image i: (seed, i)
+    image_guidance: float = 0.0  # v: weight of a row without the codes of given images; 0: no such row
 
     def __post_init__(self) -> None:
         """Check the settings: a wrong one would draw noise.
@@ -51,6 +53,9 @@ class DrawSettings(CodeSamplerSettings):
             "guidance", self.guidance, expected, low=-MOST_GUIDANCE, high=MOST_GUIDANCE
         )
         self.temperature = check_temperature(self.temperature)
+        self.image_guidance = check_float(
+            "image_guidance", self.image_guidance, "a number from 0, which is none", low=0, high=MOST_GUIDANCE
+        )
         self.seed = check_integer("seed", self.seed, "a whole number from 0", low=0)
         self.numbers = check_integers("numbers", self.numbers)
         self.first = check_integer("first", self.first, "a whole number from 0", low=0)
@@ -74,7 +79,13 @@ def draw(
     greedy = settings.temperature == 0
     guidance, temperature = np.float32(settings.guidance), np.float32(1 if greedy else settings.temperature)
     rows = list(prompts)
-    if settings.guidance != 1:
+    scalars = [guidance, temperature]
+    if session.sizes.get("image_guidance"):
+        scalars.append(np.float32(settings.image_guidance))
+    if settings.image_guidance:
+        check_image_guidance(session, prompts)
+        rows += [without_encoded_images(prompt, session.pad_id) for prompt in prompts]
+    if settings.guidance != 1 or settings.image_guidance:
         rows += [unconditional(prompt, session.pad_id) for prompt in prompts]
 
     hidden = read_prompts(session, rows, prefix)
@@ -85,7 +96,7 @@ def draw(
             noise = exponential_noise(rngs, noise.shape[1])
         if step <= len(prefix):
             continue
-        chosen, x = session.run("sample_image", hidden, noise, guidance, temperature)
+        chosen, x = session.run("sample_image", hidden, noise, *scalars)
         codes.append(chosen)
         yield step, steps
         if step < steps:
@@ -94,6 +105,25 @@ def draw(
     if len(prefix):
         drawn = np.concatenate([np.stack([prefix] * len(prompts)), drawn], axis=1)
     return EncodedImages(session.to_host(session.run("decode_image", drawn)), drawn)
+
+
+def check_image_guidance(session: Session, prompts: Sequence[Prompt]) -> None:
+    """Check that the model draws with a third row, and that it would differ from the first.
+
+    Raises:
+        PromptError: the model does not, or a prompt has no image that is given encoded.
+    """
+    if not session.sizes.get("image_guidance"):
+        raise PromptError(
+            "image_guidance: found a weight, and a model that draws with two rows; expected 0, or a model"
+            " whose config has generation.image_guidance=true: janus-modular convert MODEL FOLDER"
+            " generation.image_guidance=true"
+        )
+    if not all(prompt.generation_images for prompt in prompts):
+        raise PromptError(
+            "image_guidance: found a prompt without an image that is given encoded; expected one, which the"
+            " third row leaves out (image_form encoded or both)."
+        )
 
 
 def read_prompts(session: Session, rows: Sequence[Prompt], prefix: NDArray[np.int64]) -> Any:

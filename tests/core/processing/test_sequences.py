@@ -218,3 +218,26 @@ def test_damaged_image_is_an_error(make: Make, tmp_path: Any, image: Callable[..
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:5000])
     with Image.open(tmp_path / "b.png") as damaged, pytest.raises(ImageError, match="damaged"):
         make().chat_prompt([Message("user", [ImageInput(damaged)])])
+
+
+def test_the_condition_of_an_image_holds_given_images(make: Make, image: Callable[..., Any]) -> None:
+    """It ends before the first image that is learned: one given as codes is dropped with the rest."""
+    processor = make()
+    given = [ImageInput(image(10)), ImageTarget(image(20), supervised=False), Text("blue")]
+    sample = talk(given, [ImageTarget(image(30))], "again", [ImageTarget(image(40))])
+    whole = processor.sequence(sample)
+    dropped = processor.sequence(sample, condition_dropout=True)
+    last = int(whole.generation_mask.nonzero()[0][3]) - 1  # before the second target, of three positions each
+    assert (dropped.tokens[1:last] == processor.pad_id).all()
+    assert dropped.tokens[last] == processor.tokenizer.special_id("begin_image")
+    assert not (dropped.generation_mask | dropped.understanding_mask)[:last].any()
+    assert [int(p[0, 0, 0]) for p in dropped.generation_images] == [30, 40]
+    assert dropped.generation_supervised == [True, True]
+    assert dropped.understanding_pixels == []
+    assert (dropped.tokens[last:] == whole.tokens[last:]).all()
+    assert dropped.generation_mask.sum() == 2 * 3
+    # without an image that is learned there is no condition
+    answered = talk(given, "nice")
+    assert not any(processor.sequence(answered).generation_supervised)
+    kept = processor.sequence(answered, condition_dropout=True)
+    assert (kept.tokens == processor.sequence(answered).tokens).all()

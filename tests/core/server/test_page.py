@@ -46,7 +46,7 @@ def test_the_client_streams_answers_and_images(served: Any, tiny_janus: Janus):
 @pytest.mark.parametrize(
     ("settings", "call", "message"),
     [
-        ({}, lambda client: client.draw("a", size="1x1"), "size: this model draws"),
+        ({}, lambda client: client.draw("a", size="1x1"), "size: found 1x1; the model draws 32x32"),
         ({"deadline": 1e-6}, lambda client: client.draw("a"), "was cancelled at its deadline"),
         ({"keys": True}, lambda client: client.model(), "API key"),
         (None, lambda client: client.model(), "janus-modular serve MODEL"),

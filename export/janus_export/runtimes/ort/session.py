@@ -23,7 +23,7 @@ from janus_export.runtimes.memory import (
     view_rows,
 )
 from janus_export.runtimes.ort.binding import Binding
-from janus_export.runtimes.prompts import block_spans, embed
+from janus_export.runtimes.prompts import block_spans
 from janus_export.runtimes.session import BundleSession
 from janus_modular import Sequence as Prompt
 from janus_modular import refuse_not_finite
@@ -89,7 +89,7 @@ class OnnxSession(BundleSession):
         Return the last hidden states (n, D). A shorter row's padding is written too, but masked until it is
         overwritten.
         """
-        x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)  # (n, T, D)
+        x = self._embed(prompts, self.runtime.run)  # (n, T, D)
         count, total, hidden_size = x.shape
         last = np.array([len(prompt) for prompt in prompts]) - 1
         self.kv_cache.reach(total)
@@ -155,7 +155,7 @@ class OnnxSession(BundleSession):
 
     def prompt_embeddings(self, prompts: Sequence[Prompt]) -> Buffer:
         """Return the embeddings (n, T, D) of prompts."""
-        x = embed(prompts, self.runtime.run, images_at_once=self.runtime.config.images)
+        x = self._embed(prompts, self.runtime.run)
         return HostBuffer.of(x, self.runtime.dtype)
 
     def copy_positions(self, source: int, target: int, length: int) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from janus_export.bundle.contract import check_magnitude
 from janus_export.runtimes.kv_cache import KVCache
-from janus_export.runtimes.prompts import block_spans, chunks, embed
+from janus_export.runtimes.prompts import block_spans, chunks
 from janus_export.runtimes.session import BundleSession
 from janus_export.runtimes.trt.cuda_graphs import CapturedStep
 from janus_export.runtimes.trt.engine import Binding
@@ -80,7 +80,7 @@ class TensorRTSession(BundleSession):
         overwritten.
         """
         self._flush()
-        x = embed(prompts, self._run_in_chunks, images_at_once=self.runtime.config.images)  # (n, T, D)
+        x = self._embed(prompts, self._run_in_chunks)  # (n, T, D)
         self.kv_cache.reach(x.shape[1])
         rows, total, hidden_size = x.shape
         last = np.array([len(prompt) for prompt in prompts]) - 1
@@ -155,7 +155,7 @@ class TensorRTSession(BundleSession):
     def prompt_embeddings(self, prompts: Sequence[Prompt]) -> NDArray[Any]:
         """Return the embeddings (n, T, D) of prompts, on the host."""
         self._flush()
-        return embed(prompts, self._run_in_chunks, images_at_once=self.runtime.config.images)
+        return self._embed(prompts, self._run_in_chunks)
 
     def expand(self, x: DeviceTensor | NDArray[Any]) -> DeviceTensor | NDArray[Any]:
         """Return (n, D) as (n, 1, D), in the same memory."""
