@@ -20,7 +20,7 @@ from janus_modular.objectives import Losses, ReadsExamples
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.processing.processor import Processor
 from janus_modular.sequence import ImageInput, ImageTarget, Message, Sample, Text
-from janus_modular.testing.check import check_for, ensure
+from janus_modular.testing.check import NotApplicable, check_for, ensure
 from janus_modular.testing.comparing import ensure_equal
 from janus_modular.training.example_batches import stacked
 from janus_modular.training.objective import loss_sums
@@ -116,7 +116,7 @@ def check_objective_owns(objective: Any, example: ObjectiveExample) -> None:
 def check_objective_examples(objective: Any, example: ObjectiveExample) -> None:
     """The example of a sample follows from the sample and the random generator alone."""
     if not isinstance(objective, ReadsExamples):
-        return
+        raise NotApplicable("its batches are of token sequences")
     for sample in example.samples:
         first, second = (
             objective.example(sample, example.processor, np.random.default_rng(1)) for _ in range(2)
