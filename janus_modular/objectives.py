@@ -91,7 +91,7 @@ class ComparesExamples(ReadsExamples, Protocol):
     has them all.
     """
 
-    compares_examples: bool
+    compares_examples: bool  # False: each example has a loss of its own
 
 
 @runtime_checkable

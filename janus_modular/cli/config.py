@@ -90,8 +90,11 @@ def _report(label: str, resolved: Any) -> None:
     absent = _check_model(resolved)
     typer.echo(f"{label} is valid.")
     for path, spec in component_specs(resolved):
-        note = f" (not compared with {spec.config.pretrained}, which is not on this disk)"
-        typer.echo(f"  {path}: {spec.name}{note if spec in absent else ''}")
+        is_absent = spec in absent
+        note = (
+            f" (not compared with {spec.config.pretrained}, which is not on this disk)" if is_absent else ""
+        )
+        typer.echo(f"  {path}: {spec.name}{note}")
     model = getattr(resolved, "model", resolved)
     for key in ("text_sampler", "image_sampler"):
         if name := getattr(model, key, None):
