@@ -27,6 +27,7 @@ def peak(limit: int, vocabulary: int, hidden_size: int, positions: int) -> float
     head = torch.nn.Linear(hidden_size, vocabulary, bias=False)
     model: Any = SimpleNamespace(backbone=SimpleNamespace(logits=head, vocab_size=vocabulary))
     model._text_losses = lambda hidden, labels: janus_model.JanusModel._text_losses(model, hidden, labels)
+    model.text_losses = lambda hidden, labels: janus_model.JanusModel.text_losses(model, hidden, labels)
     hidden = torch.randn(1, positions, hidden_size, requires_grad=True)
     batch: Any = SimpleNamespace(labels=torch.randint(vocabulary, (1, positions)), label_source=None)
     output: Any = SimpleNamespace(hidden=hidden, losses={}, sources={})
