@@ -47,7 +47,7 @@ MARKS = "<!-- figures of bench/reliability.py -->", "<!-- end of figures -->"
 POSITIONS = 16
 """Codes of an image of the tiny model."""
 
-CHECKS = ["load", "faults", "sigterm", "kills", "full_disk"]
+CHECKS = ["load", "bad_requests", "sigterm", "kills", "full_disk"]
 
 WARM_UP = 0.25
 """Share of the load after which memory should not grow."""
@@ -141,7 +141,7 @@ class Bench:
             await asyncio.sleep(0.1)
         self.report.add(name, f"{left:.0f}", is_good=not left)
 
-    async def faults(self) -> None:
+    async def bad_requests(self) -> None:
         """Let clients and requests misbehave beside good requests."""
         server, count = self.server(), self.options.faults
         async with client_of(server.address) as client:
@@ -149,7 +149,7 @@ class Bench:
             bad = {
                 "clients that vanished in a stream": self.vanish,
                 "bodies refused": self.malformed,
-                "requests that raised in a graph": self.fault,
+                "requests that raised in a graph": self.raising,
             }
             sorts = {"good requests beside the faults": good}
             sorts |= {name: [partial(act, client, i) for i in range(count)] for name, act in bad.items()}
@@ -190,7 +190,7 @@ class Bench:
             )
         return ""
 
-    async def fault(self, client: Client, number: int) -> str:
+    async def raising(self, client: Client, number: int) -> str:
         """Send a request whose sampling raises."""
         messages = [{"role": "user", "content": f"fault {number}"}]
         body = {"messages": messages, "temperature": FAULT, "max_tokens": 4}

@@ -211,7 +211,7 @@ def _serve(
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     janus = model.load()
-    add_fault(janus.runtime)
+    inject_error(janus.runtime)
     config = ServerConfig(port=0, name="tiny", rows=16, shutdown=100, **settings)
     service = make_service(janus, config, "tiny", keys=())
     if file_bytes is not None:
@@ -220,7 +220,7 @@ def _serve(
     serve(service, pipe.send)
 
 
-def add_fault(runtime: Any) -> None:
+def inject_error(runtime: Any) -> None:
     """Let graphs raise an error for one temperature."""
     open_session = runtime.open
 
@@ -319,10 +319,10 @@ async def gathered(tasks: Iterable[Any]) -> list[Any]:
 def bad_bodies() -> list[tuple[bytes, int]]:
     """Return bodies of a chat, each with the status that refuses it."""
 
-    def asked(*content: Any, **fields: Any) -> bytes:
+    def chat_body(*content: Any, **fields: Any) -> bytes:
         return json.dumps({"messages": [{"role": "user", "content": list(content)}], **fields}).encode()
 
-    def shown(file: bytes) -> dict[str, Any]:
+    def image_part(file: bytes) -> dict[str, Any]:
         url = f"data:image/png;base64,{base64.b64encode(file).decode()}"
         return {"type": "image_url", "image_url": {"url": url}}
 
@@ -330,14 +330,14 @@ def bad_bodies() -> list[tuple[bytes, int]]:
         (b"{", 400),
         (b"[" * 100_000, 400),
         (b"\xff\xfe", 400),
-        (asked(unknown=1), 400),
-        (asked({"type": "text", "text": 3}), 400),
-        (asked({"type": "text", "text": "a" * 150_000}), 400),
-        (asked({"type": "text", "text": "a"}, temperature=-1), 400),
-        (asked({"type": "text", "text": "a"}, max_tokens="many"), 400),
-        (asked(shown(b"no image")), 400),
-        (asked(shown(bomb(30_000, 30_000))), 400),
-        (asked(shown(bomb(4_000, 4_000)[:500])), 400),
+        (chat_body(unknown=1), 400),
+        (chat_body({"type": "text", "text": 3}), 400),
+        (chat_body({"type": "text", "text": "a" * 150_000}), 400),
+        (chat_body({"type": "text", "text": "a"}, temperature=-1), 400),
+        (chat_body({"type": "text", "text": "a"}, max_tokens="many"), 400),
+        (chat_body(image_part(b"no image")), 400),
+        (chat_body(image_part(bomb(30_000, 30_000))), 400),
+        (chat_body(image_part(bomb(4_000, 4_000)[:500])), 400),
         (b" " * 25_000_000, 413),
     ]
 
