@@ -141,4 +141,5 @@ def test_a_bundle_with_these_samplers_is_verified(tmp_path: Path, tiny_checkpoin
     export(tmp_path / "model", tmp_path / "bundle", resolve(load("export/portable"), ExportConfig))
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["model"]["image_sampler"] == "parallel"
-    assert verify(tmp_path / "bundle", tmp_path / "model", variant="fp32").passed
+    [report] = verify(tmp_path / "bundle", tmp_path / "model", variants=["fp32"])
+    assert report.passed
