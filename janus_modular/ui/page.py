@@ -82,7 +82,7 @@ def _chat(client: ApiClient) -> None:
 
     gr.ChatInterface(
         answer,
-        chatbot=gr.Chatbot(label="Chat", buttons=["copy", "copy_all"], render=False),  # no sharing on a site
+        chatbot=gr.Chatbot(label="Chat", buttons=["copy", "copy_all"], render=False),
         multimodal=True,
         textbox=gr.MultimodalTextbox(
             file_types=["image"], file_count="multiple", placeholder="Ask", render=False
