@@ -37,7 +37,7 @@ def page_of(model: Path) -> Iterator[str]:
             if address := re.search(r"http://127\.0\.0\.1:\d+", text):
                 yield address[0]
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
 
 
 def chat(page: Page) -> None:

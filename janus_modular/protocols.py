@@ -39,9 +39,8 @@ class Session(Protocol):
     ``sizes`` is `GenerationPath.sizes`. Of the path ``autoregressive``: ``codebooks``, K of each of the S
     codes of a position, and ``codes``, their sum.
 
-    Raises, in every method:
-        PromptError: the call is invalid, and nothing was written: a row in use for `admit`, a free row for
-            `extend`, positions beyond ``max_seq_len``, wrong shapes.
+    Every method raises PromptError for an invalid call, before anything is written: a row in use for `admit`,
+    a free row for `extend`, positions beyond ``max_seq_len``, wrong shapes.
     """
 
     hidden_size: int  # D

@@ -109,6 +109,11 @@ def page_python() -> Path:
     return PAGE_PYTHON
 
 
+def restore_interrupts() -> None:
+    """Take SIGINT as by default: a shell's background process ignores it, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def open_page(page_python: Path, tmp_path_factory: pytest.TempPathFactory) -> OpenPage:
     """Run ``janus-modular ui`` on a model or a server until the block ends; yields the page's address.
@@ -122,7 +127,12 @@ def open_page(page_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Op
         files = tmp_path_factory.mktemp("page")
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(files)}
         with subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            line,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            preexec_fn=restore_interrupts,
         ) as process:
             assert process.stdout is not None
             printed = []
