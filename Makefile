@@ -35,7 +35,7 @@ install: .venv/installed
 demo: install
 	$(BIN)/janus-modular demo --out runs/demo
 
-# Train a larger Janus on 1,911 named images, in two processes (half an hour on two cores); report in runs/emoji/report.html.
+# Train a larger Janus on 459 named images, in two processes (half an hour on two cores); report in runs/emoji/report.html.
 emoji: install .cache/images/emoji.json
 	$(BIN)/janus-modular demo --config demo/emoji --out runs/emoji
 

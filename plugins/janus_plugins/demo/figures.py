@@ -75,7 +75,12 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
     """Return pixels (H, W, 3) as a PNG in a data URI, enlarged for high-resolution screens."""
     file = BytesIO()
     enlarge(Image.fromarray(pixels)).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+    return png_uri(file.getvalue())
+
+
+def png_uri(png: bytes) -> str:
+    """Return the bytes of a PNG file as a data URI."""
+    return f"data:image/png;base64,{b64encode(png).decode()}"
 
 
 def loss_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

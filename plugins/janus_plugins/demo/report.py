@@ -20,6 +20,7 @@ from janus_plugins.demo.figures import (
     data_uri,
     enlarge,
     loss_curves,
+    png_uri,
     read_logs,
     strip,
     style,
@@ -29,6 +30,9 @@ from janus_plugins.demo.figures import (
 from janus_plugins.demo.labelled_images import LabelledImages
 from janus_plugins.demo.post_training import ReportSection
 from janus_plugins.demo.schema import DemoConfig
+
+LARGER_RUN = Path(__file__).with_name("larger_run.png")
+"""Drawings of a run of ``make emoji``, which the report shows beside its own."""
 
 
 @dataclass
@@ -104,6 +108,7 @@ def template_values(output: Path, results: Results) -> dict[str, Any]:
             for section in results.sections
         ],
         "settings": to_yaml(to_plain(config)),
+        "larger_run": png_uri(LARGER_RUN.read_bytes()),
     }
 
 

@@ -89,6 +89,7 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
     assert links
     assert all(link.startswith("data:image/") for link in links)  # nothing beside it is needed
     assert "{{" not in page
+    assert "Not from this run" in page  # drawings of a larger run, which the package has
     with Image.open(folder / "drawings.png") as grid:
         assert grid.width > 300
     Janus.from_pretrained(folder / "model").chat(

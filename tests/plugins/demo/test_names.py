@@ -20,6 +20,7 @@ from janus_plugins.demo.run import run_demo
 from janus_plugins.demo.schema import DemoConfig
 from janus_plugins.sources.emoji import HELD_OUT, Emoji, EmojiConfig
 
+CATEGORIES = ("Food & Drink", "Animals & Nature", "Smileys & Emotion")
 COLOURS = ("red", "green", "blue", "black")
 
 
@@ -66,7 +67,7 @@ def emoji_folder(tmp_path: Path) -> Path:
     for i in range(30):
         colour, name = ("red", f"RED THING {i}") if i % 2 else ("blue", f"BLUE THING {i}")
         Image.new("RGBA", (64, 64), colour).save(folder / f"img/twitter/64/{i}.png")
-        records.append({"name": name, "image": f"{i}.png", "category": "Symbols"})
+        records.append({"name": name, "image": f"{i}.png", "category": CATEGORIES[i % 3]})
     (folder / "emoji.json").write_text(json.dumps(records))
     return folder
 
@@ -176,6 +177,26 @@ def test_one_name_in_ten_is_held_out(emoji_folder: Path) -> None:
     )
     assert all(image.getpixel((4, 4)) == ((255, 0, 0) if "red" in name else (0, 0, 255))
                for image, name in zip(test.images, test.names, strict=True))  # fmt: skip
+
+
+def test_categories_select_names_and_an_unknown_category_is_an_error(emoji_folder: Path) -> None:
+    def names(*categories: str) -> set[str]:
+        splits = [
+            Emoji(EmojiConfig(path=str(emoji_folder), split=split, size=8, categories=[*categories]))
+            for split in ("train", "test")
+        ]
+        assert len(splits[1]) == len(names_of(splits)) // HELD_OUT
+        return names_of(splits)
+
+    def names_of(splits: list[Emoji]) -> set[str]:
+        return {name for split in splits for name in split.names}
+
+    assert names("Food & Drink") == {f"{'red' if i % 2 else 'blue'} thing {i}" for i in range(0, 30, 3)}
+    assert names() == names(*CATEGORIES)
+    with pytest.raises(
+        DataError, match=r"found Drinks; expected some of Animals & Nature, Food & Drink, Smil"
+    ):
+        names("Food & Drink", "Drinks")
 
 
 def test_a_sample_depends_on_its_index_and_its_chance_alone(emoji_folder: Path) -> None:
