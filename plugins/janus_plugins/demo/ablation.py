@@ -22,9 +22,10 @@ from janus_modular.atomic_writes import write_text
 from janus_modular.config import load, resolve, to_plain
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.weights.files import open_weights
 from janus_plugins.demo.evaluation import ask, draw, recognised
-from janus_plugins.demo.phases import Demo
-from janus_plugins.demo.run import demo_folder, prepare_folder
+from janus_plugins.demo.phases import Demo, write_component
+from janus_plugins.demo.run import TOKENIZER, demo_folder, prepare_folder
 from janus_plugins.demo.schema import DemoConfig
 
 SHARED = "tokenizer-features"
@@ -74,10 +75,9 @@ def _run_seed(raw: dict[str, Any], output: Path, quiet: bool, plugins: Plugins) 
     config = resolve(raw, DemoConfig, plugins)
     decoupled = Demo(config, output / "decoupled", plugins, quiet)
     classifier = decoupled.classifier()
-    decoupled.tokenizer()
-    shared = Demo(shared_config(raw, plugins), output / "shared", plugins, quiet, dict(decoupled.trained))
-    shared.trained["understanding.encoder.tokenizer"] = decoupled.trained["generation.tokenizer"]
-    decoupled.encoder()
+    tokenizer = _tokenizer_of(decoupled.stages(), output / "parts" / "tokenizer")
+    trained = dict.fromkeys((TOKENIZER, "understanding.encoder.tokenizer"), tokenizer)
+    shared = Demo(shared_config(raw, plugins), output / "shared", plugins, quiet, trained)
     row: dict[str, Any] = {"seed": config.seed}
     name, settings = next(iter(config.drawings.items()))
     for arm, demo in (("decoupled", decoupled), ("shared", shared)):
@@ -90,8 +90,18 @@ def _run_seed(raw: dict[str, Any], output: Path, quiet: bool, plugins: Plugins) 
     return row
 
 
+def _tokenizer_of(model: Path, folder: Path) -> Path:
+    """Write the weights of a model's image tokenizer, by its own names, into a folder; return the folder."""
+    weights, prefix = open_weights(model), f"{TOKENIZER}."
+    own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+    return write_component(folder, own)
+
+
 def shared_config(raw: Mapping[str, Any], plugins: Plugins) -> DemoConfig:
-    """Return the config with one VQ encoder for both paths, which no stage trains."""
+    """Return the config with one VQ encoder for both paths, which no stage trains.
+
+    The stages that train a component alone are left out: the tokenizer is that of the other model.
+    """
     config = resolve(raw, DemoConfig, plugins)
     plain = to_plain(config)
     path = plain["model"]["generation"]
@@ -101,7 +111,7 @@ def shared_config(raw: Mapping[str, Any], plugins: Plugins) -> DemoConfig:
         "height": path["height"],
         "width": path["width"],
     }
-    plain["encoder"] = None
+    plain["stages"] = {name: stage for name, stage in plain["stages"].items() if not stage.get("objective")}
     return resolve(plain, DemoConfig, plugins)
 
 

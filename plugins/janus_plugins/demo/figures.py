@@ -32,7 +32,7 @@ def write_page(template: str, values: Mapping[str, Any], path: Path) -> None:
 def read_logs(output: Path, config: DemoConfig) -> dict[str, list[dict[str, float]]]:
     """Return the logged metrics of each phase, in the order of training."""
     logs = {}
-    for name in ("classifier", "tokenizer", "encoder", *config.stages):
+    for name in ("classifier", *config.stages):
         file = output / "phases" / name / "metrics.jsonl"
         if file.is_file():
             logs[name] = [json.loads(line) for line in file.read_text("utf-8").splitlines()]

@@ -45,12 +45,11 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def batches(source: LabelledImages, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Yield pixels (size, 3, H, W) uint8, labels (size,) and prompts without end, sampled at random."""
+def batches(source: LabelledImages, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield pixels (size, 3, H, W) uint8 and labels (size,) without end, sampled at random."""
     rng = np.random.default_rng(seed)
     labels = torch.from_numpy(source.labels)
     while True:
         indices = rng.integers(len(source), size=size)
         pixels = to_pixels([first_image(source.sample(int(i), rng)) for i in indices])
-        prompts = [source.prompt(int(source.labels[i]), rng) for i in indices]
-        yield pixels, labels[indices], prompts
+        yield pixels, labels[indices]

@@ -1,4 +1,4 @@
-"""The training phases of the demo: components on their own, then the stages, one after the other.
+"""The training phases of the demo: the classifier, and then the stages, one after the other.
 
 A phase whose result is in the folder is not run again, and an interrupted stage is resumed.
 """
@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import resolve, to_plain, to_yaml
 from janus_modular.errors import ConfigError, TrainingError
-from janus_modular.interfaces import ComponentSpec, ImageTokenizer
-from janus_modular.model.build import ModelBuilder, build_model
-from janus_modular.model.model import JanusModel
+from janus_modular.interfaces import ComponentSpec
+from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import Plugins
 from janus_modular.training.loop import fit
 from janus_modular.training.run_folder import newest_checkpoint
@@ -35,16 +34,13 @@ from janus_modular.training.train import train
 from janus_modular.weights.files import open_weights
 from janus_modular.weights.writing import write_weights
 from janus_plugins.demo.labelled_images import LabelledImages, batches, to_pixels
-from janus_plugins.demo.networks import Classifier, Contrastive
+from janus_plugins.demo.networks import Classifier
 from janus_plugins.demo.schema import DemoConfig, PhaseConfig
-
-TOKENIZER = "generation.tokenizer"
-ENCODER = "understanding.encoder"
 
 
 @dataclass
 class Demo:
-    """A demo, its folder, and the components that are trained so far."""
+    """A demo, its folder, and components that were trained elsewhere."""
 
     config: DemoConfig
     output: Path
@@ -68,36 +64,9 @@ class Demo:
         torch.manual_seed(self.config.seed)
         classifier = Classifier(len(source.names))
         classifier(to_pixels(source.images[:2]))  # initialises the lazy last layer
-        if not self._restore("classifier", classifier):
-            self._fit(classifier, "classifier", self.config.classifier, source)
-            self._save("classifier", classifier)
+        if not self._restore(classifier):
+            self._fit(classifier, self.config.classifier, source)
         return classifier
-
-    def tokenizer(self) -> ImageTokenizer:
-        """Return the trained image tokenizer of the generation path."""
-        tokenizer = cast(ImageTokenizer, self._model().get_submodule(TOKENIZER))
-        low, high = tokenizer.value_range
-
-        def losses(batch: tuple[Tensor, Tensor, list[str]]) -> Mapping[str, Tensor]:
-            return tokenizer.losses(low + batch[0] / 255 * (high - low))
-
-        module = cast(nn.Module, tokenizer)
-        if not self._restore(TOKENIZER, module):
-            self._fit(module, "tokenizer", self.config.tokenizer, self.open(self.config.images), losses)
-            self._save(TOKENIZER, module)
-        self.trained[TOKENIZER] = self._folder(TOKENIZER)
-        return tokenizer
-
-    def encoder(self) -> None:
-        """Train the understanding encoder on captions, unless the config says that it needs no training."""
-        if self.config.encoder is None:
-            return
-        path = self._model().understanding
-        contrastive = Contrastive(cast(nn.Module, path.encoder), path.encoder.feature_dim, path.normalize)
-        if not self._restore(ENCODER, contrastive.encoder):
-            self._fit(contrastive, "encoder", self.config.encoder, self.open(self.config.images))
-            self._save(ENCODER, contrastive.encoder)
-        self.trained[ENCODER] = self._folder(ENCODER)
 
     def stages(self) -> Path:
         """Train the stages; return the folder of the trained model."""
@@ -119,7 +88,7 @@ class Demo:
             start = {"init": str(output / "model")}
 
     def model_config(self) -> dict[str, Any]:
-        """Return the model's config, with the trained components as its ``pretrained`` weights."""
+        """Return the model's config, with the weights of components that were trained elsewhere."""
         model = deepcopy(to_plain(self.config.model))
         for path, folder in self.trained.items():
             section = model
@@ -127,10 +96,6 @@ class Demo:
                 section = section[key]
             section["pretrained"] = str(folder)
         return cast(dict[str, Any], model)
-
-    def _model(self) -> JanusModel:
-        torch.manual_seed(self.config.seed)
-        return build_model(self.config.model, self.plugins)
 
     def _stage(self, config: TrainConfig) -> Path:
         output = Path(config.output)
@@ -152,6 +117,7 @@ class Demo:
         """
         output, count = Path(config.output), self.config.processes
         file = output.with_suffix(".yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, to_yaml(config))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command += ["-m", "janus_modular", "train", str(file)]
@@ -172,40 +138,42 @@ class Demo:
             )
         return output / "model"
 
-    def _folder(self, component: str) -> Path:
-        return self.output / "parts" / component
-
-    def _save(self, component: str, module: nn.Module) -> None:
-        self._folder(component).mkdir(parents=True, exist_ok=True)
-        write_weights(self._folder(component), module.state_dict().items())
-
-    def _restore(self, component: str, module: nn.Module) -> bool:
-        """Load the weights that an earlier run of this demo saved; return False if there are none."""
-        if not (self._folder(component) / "model.safetensors").is_file():
+    def _restore(self, classifier: nn.Module) -> bool:
+        """Load the classifier that an earlier run of this demo saved; return False if there is none."""
+        folder = self.output / "parts" / "classifier"
+        if not (folder / "model.safetensors").is_file():
             return False
-        module.load_state_dict(dict(open_weights(self._folder(component)).items()))
-        module.eval()
+        classifier.load_state_dict(dict(open_weights(folder).items()))
+        classifier.eval()
         return True
 
-    def _fit(
-        self, module: Any, name: str, phase: PhaseConfig, source: LabelledImages, losses: Any = None
-    ) -> None:
-        folder = self.output / "phases" / name
+    def _fit(self, classifier: Classifier, phase: PhaseConfig, source: LabelledImages) -> None:
+        """Train the classifier, and save it."""
+        folder = self.output / "phases" / "classifier"
         trackers = [ModelBuilder(self.plugins)(tracker, folder) for tracker in self.config.trackers]
+        module: Any = classifier  # torch does not type memory_format
         try:
             fit(
                 module.to(memory_format=torch.channels_last),
-                losses or module.losses,
+                classifier.losses,
                 batches(source, phase.batch, self.config.seed),
                 optimizer=phase.optimizer,
                 schedule=phase.schedule,
-                title=name,
+                title="classifier",
                 trackers=trackers,
                 quiet=self.quiet,
             )
         finally:
             for tracker in trackers:
                 tracker.close()
+        write_component(self.output / "parts" / "classifier", classifier.state_dict())
+
+
+def write_component(folder: Path, weights: Mapping[str, Tensor]) -> Path:
+    """Write the weights of a component, by its own names, into a folder; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(folder, weights.items())
+    return folder
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The whole demo on a page: train components and stages, evaluate, run the post-training steps, report."""
+"""The whole demo on a page: train the stages, evaluate, run the post-training steps, report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import getdoc
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -44,15 +44,17 @@ from janus_plugins.demo.schema import DemoConfig
 SETTINGS = "demo.yaml"
 """The file that marks the folder of a demo: its settings."""
 
+TOKENIZER = "generation.tokenizer"
+"""The path of the image tokenizer in the model."""
+
 PROMPTS = 10
 """The most prompts that a post-training step gets: one for each of the first names."""
 
 DESCRIPTIONS = {
     "classifier": "an independent classifier of the real images, to evaluate drawings; no part of Janus",
-    "tokenizer": "images to codes and back: the targets of the generation path",
-    "encoder": "image features, from captions alone (sigmoid contrastive loss)",
-    "stages": "text first (with a random, frozen decoder, adaptors would learn next to nothing), then Janus'"
-    " three stages: adaptors and image head; the decoder too; the understanding encoder too",
+    "stages": "the image tokenizer, on images alone; the understanding encoder, on captions; the decoder, on"
+    " text (with a random, frozen decoder, adaptors would learn next to nothing); then Janus' three stages:"
+    " adaptors and image head; the decoder too; the understanding encoder too",
     "reading": "questions about held-out images",
     "names": "questions about images, and drawings of their names: trained names, and held-out names",
     "drawing": "images from prompts, with and without guidance",
@@ -119,8 +121,10 @@ def _run_classes(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostT
     train, held_out = demo.open(config.images), demo.open(config.held_out)
     with timed("classifier"):
         classifier = demo.classifier()
-    tokenizer, model = _train(demo, timed)
+    with timed("stages"):
+        model = demo.stages()
     janus = Janus.from_pretrained(model, device="cpu")
+    tokenizer = cast(ImageTokenizer, janus.model.get_submodule(TOKENIZER))
     with timed("reading"):
         answers = ask(janus, held_out, config.seed)
     with timed("drawing"):
@@ -149,8 +153,10 @@ def _run_names(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostTra
     config = demo.config
     assert config.trained is not None  # checked by the config
     train, held_out, trained = map(demo.open, (config.images, config.held_out, config.trained))
-    tokenizer, model = _train(demo, timed)
+    with timed("stages"):
+        model = demo.stages()
     janus = Janus.from_pretrained(model, device="cpu")
+    tokenizer = cast(ImageTokenizer, janus.model.get_submodule(TOKENIZER))
     drawing = next(iter(config.drawings.values()))
     with timed("names"):
         results = {
@@ -167,16 +173,6 @@ def _run_names(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostTra
     metrics |= _section_metrics(sections)
     report = NamesReport(config, metrics, timed.seconds, results, reconstructed, train, held_out, sections)
     return metrics, lambda: write_names_report(demo.output, report)
-
-
-def _train(demo: Demo, timed: StepTimer) -> tuple[ImageTokenizer, Path]:
-    """Train the components and the stages; return the image tokenizer and the folder of the model."""
-    with timed("tokenizer"):
-        tokenizer = demo.tokenizer()
-    with timed("encoder"):
-        demo.encoder()
-    with timed("stages"):
-        return tokenizer, demo.stages()
 
 
 def _finish(

@@ -12,7 +12,7 @@ from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
 @dataclass
 class PhaseConfig:
-    """How one component is trained on its own."""
+    """How the classifier is trained."""
 
     batch: int = 64  # images a step
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -32,7 +32,7 @@ class DemoConfig:
     """A demo: components, stages, evaluation and post-training steps."""
 
     model: ModelConfig
-    images: ComponentSpec = component("sources")  # labelled images with prompts, to train the components
+    images: ComponentSpec = component("sources")  # labelled images with prompts, to train the classifier
     held_out: ComponentSpec = component("sources")  # labelled images with questions, for evaluation alone
     trained: ComponentSpec | None = component(
         "sources"
@@ -41,8 +41,6 @@ class DemoConfig:
     classifier: PhaseConfig | None = field(
         default_factory=PhaseConfig
     )  # the independent classifier of drawings; null: the images have no classes, each has a name of its own
-    tokenizer: PhaseConfig = field(default_factory=PhaseConfig)  # the image tokenizer
-    encoder: PhaseConfig | None = field(default_factory=PhaseConfig)  # null: the encoder needs no training
     stages: dict[str, Any] = field(
         default_factory=dict
     )  # training configs, in order; each starts from the previous one

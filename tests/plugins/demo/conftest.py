@@ -8,12 +8,13 @@ import pytest
 
 from janus_modular.config import load
 
-PHASES = ("classifier", "tokenizer", "encoder", "stages.stage1", "stages.stage2")
+STAGES = ("tokenizer", "encoder", "stage1", "stage2")
+PHASES = ("classifier", *(f"stages.{name}" for name in STAGES))
 
 
 @pytest.fixture
 def quick() -> dict[str, Any]:
-    """Return the shipped demo with two of its stages and few steps, as plain mappings."""
+    """Return the shipped demo with four of its stages and few steps, as plain mappings."""
     overrides = [
         *(f"{name}.schedule.steps=2" for name in PHASES),
         *(f"{name}.batch=7" for name in PHASES),
@@ -25,5 +26,5 @@ def quick() -> dict[str, Any]:
         "post_training_steps=[]",
     ]
     raw = load("demo/digits", overrides)
-    raw["stages"] = {name: raw["stages"][name] for name in ("stage1", "stage2")}
+    raw["stages"] = {name: raw["stages"][name] for name in STAGES}
     return raw
