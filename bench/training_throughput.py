@@ -25,7 +25,7 @@ from janus_modular.config import load, resolve
 from janus_modular.plugins import default_plugins
 from janus_modular.training.compilation import compile_blocks
 from janus_modular.training.engine import Engine
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import step_losses
 from janus_modular.training.parallel import checkpoint_activations
 from janus_modular.training.run_setup import autocast_dtype, batch_builder, open_sources
 from janus_modular.training.schema import TrainConfig
@@ -76,7 +76,7 @@ def measure(config: TrainConfig, device: torch.device, steps: int) -> dict[str, 
     builder = batch_builder(config, open_sources(config, default_plugins()), model, assembly.processor)
     engine: Engine[StepBatch] = Engine(
         model,
-        lambda batch: janus_losses(model, batch, device),
+        lambda batch: step_losses(model, batch, device),
         config.optimizer,
         config.schedule,
         autocast=autocast_dtype(config.dtype, device),

@@ -148,7 +148,7 @@ def describe_encoded(spec: EncodedSpec) -> dict[str, Any]:
 
 def encoded_spec(manifest: Mapping[str, Any]) -> EncodedSpec | None:
     """Return the form in which images can be given to a bundle; None where its manifest does not say it."""
-    encoded = manifest["model"]["image_target"].get("encoded")
+    encoded = manifest.get("model", {}).get("image_target", {}).get("encoded")
     if encoded is None:
         return None
     return EncodedSpec(tuple(encoded["shape"]), encoded["ids"] and tuple(encoded["ids"]))

@@ -204,5 +204,5 @@ def test_a_folder_with_the_name_of_a_config_is_a_model(
 
 def test_the_folder_of_a_training_run_says_where_its_model_is(saved: Path, tmp_path: Path):
     shutil.copytree(saved, tmp_path / "run" / "model")
-    with pytest.raises(CheckpointError, match=r"no config\.json\. The model of this run is .*/run/model\.$"):
+    with pytest.raises(CheckpointError, match=r"no config\.json; .*The model of this run is .*/run/model\.$"):
         ModelAssembly.from_checkpoint(tmp_path / "run")

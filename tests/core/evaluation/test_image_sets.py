@@ -210,7 +210,7 @@ def test_bad_data_is_named_before_the_model_is_loaded(tmp_path: Path, folders: t
         for config in (EvalConfig("captions", str(path)), EvalConfig("clip-score", str(path), clip="a")):
             with pytest.raises(EvaluationError, match=message):
                 read_data(config)
-    with pytest.raises(EvaluationError, match="is no folder"):
+    with pytest.raises(EvaluationError, match="there is no file or folder"):
         read_data(EvalConfig("image-sets", str(folders[0]), images=str(tmp_path / "none")))
 
 

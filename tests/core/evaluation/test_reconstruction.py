@@ -79,5 +79,5 @@ def test_bad_folders(tmp_path: Path, images: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvaluationError, match="has 0 files"):
         read_data(EvalConfig("reconstruction", str(tmp_path / "empty")))
-    with pytest.raises(EvaluationError, match="is no folder"):
+    with pytest.raises(EvaluationError, match="there is no file or folder"):
         read_data(EvalConfig("reconstruction", str(tmp_path / "missing")))

@@ -15,7 +15,7 @@ from janus_modular.config.schema import ModelConfig
 from janus_modular.model import model as model_module
 from janus_modular.training.engine import Engine
 from janus_modular.training.memory import estimate_memory
-from janus_modular.training.objective import janus_losses
+from janus_modular.training.objective import step_losses
 from janus_modular.training.parallel import checkpoint_activations
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.schema import OptimizerConfig
@@ -85,7 +85,7 @@ def test_the_estimate_is_within_a_tenth_of_a_real_step(
     checkpoint_activations(model, recomputed)
     engine = Engine(
         model,
-        lambda batch: janus_losses(model, batch, "cpu"),
+        lambda batch: step_losses(model, batch, "cpu"),
         config.optimizer,
         config.schedule,
         autocast=torch.bfloat16 if half else None,

@@ -63,8 +63,8 @@ def test_samples_that_are_finite_alone_are_not_accused(make: Make, monkeypatch: 
     losses = "janus_modular.training.train.step_losses"
     original = __import__("janus_modular.training.objective", fromlist=["step_losses"]).step_losses
 
-    def steep(model: Any, batch: Any, device: Any) -> Any:
-        for loss in original(model, batch, device):
+    def steep(*arguments: Any) -> Any:
+        for loss in original(*arguments):
             loss.value = loss.value + (loss.value - loss.value.detach()) * float("inf")
             loss.value = torch.where(loss.value.isnan(), loss.value.detach().nan_to_num(), loss.value)
             yield loss
