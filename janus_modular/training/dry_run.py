@@ -60,7 +60,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     set_trainable(model, config.learn, objective.trains)
     check_components(model, config.parallel, config.activation_checkpointing, config.compile)
     trained = trained_modules(model, objective)
-    build_optimizers(trained, config.optimizer, own_optimizers(objective))  # checks its groups
+    optimizers = build_optimizers(trained, config.optimizer, own_optimizers(objective))  # checks its groups
     console.print(trainable_table(model, cast(nn.Module, objective)))
     half = autocast_dtype(config.dtype, choose_device(config.device)) is not None
     layout: dict[str, Any] = {
@@ -68,7 +68,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
         "sharded": [name for name, policy in config.parallel.items() if policy == "fsdp"],
         "world": processes.world,
         "recomputed": config.activation_checkpointing,
-        "optimizer": config.optimizer,
+        "optimizer": optimizers,
     }
     memory = estimate_memory(model, **layout)
     console.print(

@@ -14,7 +14,7 @@ from janus_modular.model.batch import Batch
 from janus_modular.model.model import JanusModel
 from janus_modular.sequence import IGNORE_INDEX
 from janus_modular.training.memory_simulation import simulated_peak
-from janus_modular.training.optimizer import build_optimizer
+from janus_modular.training.optimizer import OptimizerList, build_optimizer
 from janus_modular.training.parallel import blocks_of
 from janus_modular.training.processes import BUCKET
 from janus_modular.training.schema import OptimizerConfig
@@ -43,7 +43,7 @@ def estimate_memory(
     model: JanusModel,
     batches: Sequence[Batch] = (),
     *,
-    optimizer: OptimizerConfig | None = None,
+    optimizer: OptimizerConfig | OptimizerList | None = None,
     half: bool = False,
     sharded: Sequence[str] = (),
     world: int = 1,
@@ -91,10 +91,14 @@ def estimate_memory(
     )
 
 
-def _kept(model: nn.Module, config: OptimizerConfig | None) -> dict[nn.Parameter, set[str]]:
+def _kept(
+    model: nn.Module, optimizer: OptimizerConfig | OptimizerList | None
+) -> dict[nn.Parameter, set[str]]:
+    if isinstance(optimizer, OptimizerList):
+        return optimizer.state_names()
     if not any(p.requires_grad for p in model.parameters()):
         return {}
-    return build_optimizer(model, config or OptimizerConfig()).state_names()
+    return build_optimizer(model, optimizer or OptimizerConfig()).state_names()
 
 
 def _largest(batches: Sequence[Batch]) -> list[Batch]:

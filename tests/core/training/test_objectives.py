@@ -232,6 +232,16 @@ def test_a_dry_run_counts_examples(make_stage: MakeStage, capsys: pytest.Capture
     assert "4 examples; 3 steps" in printed
 
 
+def test_a_dry_run_takes_a_learning_rate_of_the_objectives_own_parameters(
+    make_stage: MakeStage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run does: the estimate of memory knows the run's optimizers."""
+    config = make_stage(CONTRASTIVE, "optimizer.groups={objective: {lr: 1e-4}}")
+    dry_run(config, default_plugins(), Console(width=200))
+    assert "4 examples; 3 steps" in capsys.readouterr().out
+    train(config, quiet=True)
+
+
 class Brightness(nn.Module):
     """A third party's objective: the tokenizer's decoder reproduces the mean brightness of images."""
 
