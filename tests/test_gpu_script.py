@@ -24,11 +24,11 @@ def test_every_phase_runs_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert {phase["outcome"] for phase in results["phases"]} == {"passed"}
-    figures = {phase["name"]: phase["figures"] for phase in results["phases"]}
-    assert "skipped" in figures["tests on a GPU"]["tests"]
-    assert figures["training, stage 2"]["tokens/s"] > 0
-    assert figures["ONNX Runtime, fp32, batch of 8"]["per image, s"] > 0
-    verified = figures["bundles against their model"]
+    metrics = {phase["name"]: phase["metrics"] for phase in results["phases"]}
+    assert "skipped" in metrics["tests on a GPU"]["tests"]
+    assert metrics["training, stage 2"]["tokens/s"] > 0
+    assert metrics["ONNX Runtime, fp32, batch of 8"]["per image, s"] > 0
+    verified = metrics["bundles against their model"]
     assert verified == {f"{name} verified": "True" for name in ("fp32", "fp16", "bf16")}
     table = (tmp_path / "results.md").read_text("utf-8")
     assert "| training, stage 2 | tokens/s |" in table
