@@ -332,8 +332,9 @@ def test_readme_runs_after_a_demo_alone(
 ):
     """Nothing is prepared but by the demo, in a few steps."""
     monkeypatch.chdir(tmp_path)
-    phases = ("classifier", "tokenizer", "encoder", *(f"stages.{name}" for name in ("words", "stage1")))
-    few = [f"{name}.schedule.steps=25" for name in (*phases, "stages.stage2", "stages.stage3")]
+    stages = ("tokenizer", "encoder", "words", "stage1", "stage2", "stage3")
+    phases = ("classifier", *(f"stages.{name}" for name in stages))
+    few = [f"{name}.schedule.steps=25" for name in phases]
     continuous = "model.generation.tokenizer.continuous_steps=1"
     assert exit_code(["demo", "--quiet", "count=20", continuous, "post_training_steps=[]", *few]) == 0
     run_blocks(ROOT / "README.md", ("run", "run slow"), tmp_path, plugins, monkeypatch, addresses)
