@@ -51,7 +51,7 @@ def serve(
 
     Example: janus-modular serve runs/demo/model --port 8000 rows=16 limits.images=2
     """
-    from janus_modular.bundles import check_weights, extras_to_open, find_bundle
+    from janus_modular.bundles import extras_to_open
     from janus_modular.errors import require_extras
 
     def print_address(address: str) -> None:
@@ -64,7 +64,6 @@ def serve(
 
     from janus_modular.config import load, resolve
     from janus_modular.janus import Janus
-    from janus_modular.protocols import VariantRuntime
     from janus_modular.server.settings import RayConfig, ServerConfig, read_keys
 
     settings = resolve(load(config, overrides or ()), ServerConfig)
@@ -85,10 +84,7 @@ def serve(
         serve_in_ray(model, options, settings, keys, print_address)
         return
     janus = Janus.from_pretrained(model, **options)
-    if isinstance(janus.runtime, VariantRuntime) and (folder := find_bundle(model)):
-        check_weights(folder, janus.runtime.variant)
-    service = run.make_service(janus, settings, model)
-    run.serve(service, print_address)
+    run.serve(run.make_service(janus, settings, model), print_address)
 
 
 def runtime_with_threads(model: str, runtime: str | None, threads: int) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from janus_modular.bundles import check_weights, find_bundle
 from janus_modular.errors import ConfigError, require_extras
 from janus_modular.foreign import printable, reason
+from janus_modular.protocols import VariantRuntime
 from janus_modular.server.application import create_app
 from janus_modular.server.service import Service
 from janus_modular.server.settings import ServerConfig, read_keys
@@ -34,7 +36,12 @@ def make_service(
     """Start an engine for a model; ``model`` is its path, whose last part is its name unless one is set.
 
     ``keys``: those that open the API; None: those of the config.
+
+    Raises:
+        BundleError: a weight file of the bundle differs from its hash.
     """
+    if isinstance(janus.runtime, VariantRuntime) and (folder := find_bundle(model)):
+        check_weights(folder, janus.runtime.variant)
     keys = read_keys(config) if keys is None else keys
     name = config.name or Path(model).name or model
     traces = _traces(name) if config.traces else None

@@ -24,9 +24,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from janus_modular.cli.app import app
+from janus_modular.errors import BundleError
 from janus_modular.janus import Janus
 from janus_modular.server import run
 from janus_modular.server.service import Service
+from janus_modular.server.settings import ServerConfig
 
 REFUSED = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript")
 """What a server of bundles does without."""
@@ -108,6 +110,12 @@ def test_a_bundle_whose_weights_were_changed_is_not_served(tiny_bundle: Path, tm
     done = CliRunner().invoke(app, ["serve", str(bundle)])
     assert done.exit_code == 2
     assert "differs from the manifest's hash" in done.stderr
+    janus = Janus.from_pretrained(bundle)  # as the page's own server and Ray's replicas do
+    with (
+        pytest.raises(BundleError, match="differs from the manifest's hash"),
+        run.serving_in_background(janus, ServerConfig(port=0), str(bundle)),
+    ):
+        pass
 
 
 def test_the_threads_of_a_bundle_are_an_option(
