@@ -38,8 +38,8 @@ from janus_modular.server.service import (
 from janus_modular.serving import DrawRequest, Finished, PartialImage
 
 NO_EDITS = (
-    "the model draws from text alone: it has no path from an image and a prompt to another image. Draw with"
-    " /v1/images/generations, or ask about an image with /v1/chat/completions."
+    "the server draws from text alone. Draw with /v1/images/generations, or ask about an image with"
+    " /v1/chat/completions; `janus-modular draw --image` draws from images."
 )
 
 
@@ -65,7 +65,7 @@ def image_router(service: Service) -> APIRouter:
 
 
 async def _refuse_edits() -> Response:
-    """Refuse, with the reason: Janus models draw from text alone."""
+    """Refuse, with the reason: the server draws from text alone."""
     raise ApiError(400, NO_EDITS, code="unsupported_endpoint")
 
 

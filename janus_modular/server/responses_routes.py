@@ -143,7 +143,7 @@ class ResponseBuilder:
         )
         if any(sort == "image" for sort, _ in contents):
             raise invalid(
-                "input: the model draws from text alone; the last message has images.", param="input"
+                "input: the server draws from text alone; the last message has images.", param="input"
             )
         text = " ".join(text for _, text in contents)
         if not text.strip():

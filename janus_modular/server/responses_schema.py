@@ -62,7 +62,7 @@ class ImageCallItem(ApiModel):
     """An image that was drawn before, as it came: the model reads it as an image of the assistant."""
 
     neutral: ClassVar[Neutral] = {
-        "action": (("generate", "auto"), "the model draws from text alone"),
+        "action": (("generate", "auto"), "the server draws from text alone"),
         "error": ((), "an image that failed cannot be read"),
     }
 
@@ -82,9 +82,9 @@ class ImageTool(ApiModel):
 
     neutral: ClassVar[Neutral] = {
         **DRAWING_FIELDS,
-        "action": (("generate", "auto"), "the model draws from text alone"),
-        "input_fidelity": ((), "the model draws from text alone"),
-        "input_image_mask": ((), "the model draws from text alone"),
+        "action": (("generate", "auto"), "the server draws from text alone"),
+        "input_fidelity": ((), "the server draws from text alone"),
+        "input_image_mask": ((), "the server draws from text alone"),
         "model": ((), "the served model draws itself"),
     }
 
