@@ -35,8 +35,12 @@ from janus_modular import (
     sum_over_processes,
     target_pixels,
 )
-from janus_plugins.objectives.adversarial import AdversarialConfig, PatchDiscriminator
-from janus_plugins.objectives.perceptual import frozen, perceptual_distance
+from janus_plugins.objectives.reconstruction_losses import (
+    AdversarialConfig,
+    PatchDiscriminator,
+    frozen,
+    perceptual_distance,
+)
 from janus_plugins.sizes import check_sizes
 
 

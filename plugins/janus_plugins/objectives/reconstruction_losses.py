@@ -1,15 +1,22 @@
-"""An adversarial loss of reconstructed images: a discriminator of patches, with the hinge loss of VQGAN."""
+"""Losses that a reconstruction may add: of features (perceptual), and of a discriminator (adversarial).
+
+Perceptual: as in LPIPS (Zhang et al. 2018), features are vectors of unit length at each place; here they are
+those of any understanding encoder, whose weights are given and stay as they are. Adversarial: a discriminator
+of patches, with the hinge loss of VQGAN (Esser et al. 2021).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
-from janus_modular import OptimizerConfig
+from janus_modular import OptimizerConfig, UnderstandingEncoder
 from janus_plugins.sizes import check_sizes
 
 
@@ -68,3 +75,31 @@ class PatchDiscriminator(nn.Module):
         """Return the loss of the discriminator (scalar), whose gradients do not reach the reconstructions."""
         scores, of_reconstructed = self(real), self(reconstructed.detach())
         return 0.5 * (torch.relu(1 - scores).mean() + torch.relu(1 + of_reconstructed).mean())
+
+
+def perceptual_distance(
+    encoder: UnderstandingEncoder, reconstructed: Tensor, pixels: Tensor, low: float, high: float
+) -> Tensor:
+    """Return the mean squared distance of unit features (scalar) of images (n, 3, H, W) from low to high."""
+    with torch.no_grad():
+        expected = _features(encoder, pixels, low, high)
+    actual = _features(encoder, reconstructed, low, high)
+    return (actual - expected).square().sum(-1).mean()
+
+
+def frozen(encoder: UnderstandingEncoder) -> UnderstandingEncoder:
+    """Return the encoder in eval mode, without gradients of its weights."""
+    module = cast(nn.Module, encoder)
+    module.eval().requires_grad_(False)
+    return encoder
+
+
+def _features(encoder: UnderstandingEncoder, pixels: Tensor, low: float, high: float) -> Tensor:
+    spec = encoder.pixels
+    x = (pixels.float() - low) / (high - low)
+    if x.shape[-2:] != (spec.height, spec.width):
+        x = F.interpolate(x, (spec.height, spec.width), mode="bicubic", antialias=True)
+    if spec.normalize:
+        mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (spec.mean, spec.std))
+        x = (x - mean) / std
+    return F.normalize(encoder(x), dim=-1)
