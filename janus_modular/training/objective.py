@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -31,6 +31,9 @@ from janus_modular.weights.loading import parameters_on_meta
 
 OBJECTIVE = "objective"
 """How names of an objective's own parameters begin, beside those of the model."""
+
+OF_SEQUENCES = ("length", "supervise", "condition_dropout", "learn_image_ends")
+"""Settings of a run that have an effect on token sequences only."""
 
 
 @dataclass
@@ -216,11 +219,9 @@ def check_settings(config: TrainConfig, objective: Objective) -> None:
     """
     if not reads_examples(objective) or config.objective is None:
         return
-    name, defaults = (
-        config.objective.name,
-        {"length": 4096, "supervise": "all", "condition_dropout": 0.1, "learn_image_ends": False},
-    )
-    settings = {key: getattr(config, key) for key in defaults}
+    name = config.objective.name
+    defaults = {field.name: field.default for field in fields(config)}
+    settings = {key: getattr(config, key) for key in OF_SEQUENCES}
     errors = [
         f"{key}: {value}; '{name}' trains on examples, not on token sequences: leave it out."
         for key, value in settings.items()

@@ -19,7 +19,7 @@ from janus_modular.checkpoints.native import check_rebuilds, plugins_of, read_re
 from janus_modular.config import to_plain
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
-from janus_modular.objectives import Objective, ReadsExamples
+from janus_modular.objectives import Objective
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.protocols import Source, Tracker
 from janus_modular.training.checkpoint_writer import CheckpointWriter
@@ -37,6 +37,7 @@ from janus_modular.training.objective import (
     DerivedWeights,
     build_objective,
     own_optimizers,
+    reads_examples,
     step_losses,
     trained_modules,
 )
@@ -223,7 +224,7 @@ def _throughput(
     """Return what measures MFU, for a model on the meta device; None where it cannot be told."""
     precision = autocast_dtype(config.dtype, device)
     peak, counts = peak_flops(device, precision, config.peak_flops), None
-    if isinstance(objective, ReadsExamples):
+    if reads_examples(objective):
         message = "MFU is not reported: it is counted for batches of token sequences only."
     elif peak is None:
         message = unknown_peak(device, precision)
