@@ -113,10 +113,10 @@ def run_rounds(contestants: list[Contestant], rounds: int, steps: int, threads: 
     watch, bandwidths = Stopwatch(), [read_bandwidth(threads)]
     done, repeated, is_warm = 0, 0, False
     while done < rounds:
-        counts = [one.timings() for one in contestants]
-        for one in contestants:
+        counts = [contestant.timings() for contestant in contestants]
+        for contestant in contestants:
             time.sleep(0.3)  # until idle threads have stopped spinning, which would cost the next a core
-            watch.watch(one, steps)
+            watch.watch(contestant, steps)
         bandwidths.append(read_bandwidth(threads))
         is_disturbed = min(bandwidths[-2:]) < STEADY * max(bandwidths) and repeated < rounds
         if is_warm and not is_disturbed:
@@ -124,8 +124,8 @@ def run_rounds(contestants: list[Contestant], rounds: int, steps: int, threads: 
             continue
         repeated += is_warm
         is_warm = True
-        for one, count in zip(contestants, counts, strict=True):
-            one.forget(count)
+        for contestant, count in zip(contestants, counts, strict=True):
+            contestant.forget(count)
     return median(bandwidths), repeated
 
 

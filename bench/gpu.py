@@ -71,13 +71,14 @@ class Result:
 
 def bench_metrics(output: str) -> Metrics:
     """Return the metrics of ``janus-modular bench --json``."""
-    found = json.loads(output)
-    metrics: Metrics = {"loading, s": found["load_s"], "peak memory, GB": found["peak_memory_bytes"] / 1e9}
-    for mode, what in (("text", "per token, ms"), ("drawing", "per step of an image, ms")):
-        if mode in found:
-            metrics[what] = found[mode]["step_s"] * 1000
-    if "drawing" in found:
-        metrics["per image, s"] = found["drawing"]["image_s"]
+    measured = json.loads(output)
+    peak_memory = measured["peak_memory_bytes"] / 1e9
+    metrics: Metrics = {"loading, s": measured["load_s"], "peak memory, GB": peak_memory}
+    for mode, quantity in (("text", "per token, ms"), ("drawing", "per step of an image, ms")):
+        if mode in measured:
+            metrics[quantity] = measured[mode]["step_s"] * 1000
+    if "drawing" in measured:
+        metrics["per image, s"] = measured["drawing"]["image_s"]
     return metrics
 
 
@@ -98,16 +99,16 @@ def sampling_metrics(output: str) -> Metrics:
 
 def training_metrics(output: str) -> Metrics:
     """Return the metrics of ``bench/training_throughput.py``."""
-    found = json.loads(output)
-    metrics: Metrics = {"tokens/s": found["tokens_per_s"], "per step, s": found["step_s"]}
-    if found["peak_memory_bytes"]:
-        metrics["peak memory, GB"] = found["peak_memory_bytes"] / 1e9
+    measured = json.loads(output)
+    metrics: Metrics = {"tokens/s": measured["tokens_per_s"], "per step, s": measured["step_s"]}
+    if measured["peak_memory_bytes"]:
+        metrics["peak memory, GB"] = measured["peak_memory_bytes"] / 1e9
     return metrics
 
 
 def pytest_metrics(output: str) -> Metrics:
     """Return the closing line of pytest."""
-    return {"tests": output.strip().splitlines()[-1].strip("= ")}
+    return {"tests": last_line(output).strip("= ")}
 
 
 def phases(size: str, device: str, scratch: Path) -> Iterator[Phase]:
@@ -237,8 +238,8 @@ def machine(device: str, environment: Mapping[str, str]) -> dict[str, Any]:
     installed = subprocess.run(
         [sys.executable, "-c", VERSIONS], env=environment, capture_output=True, text=True, check=True
     )
-    found = {name.lower(): version for name, version in json.loads(installed.stdout)}
-    return {**facts, "versions": {name: found.get(name, "not installed") for name in PACKAGES}}
+    versions = {name.lower(): version for name, version in json.loads(installed.stdout)}
+    return {**facts, "versions": {name: versions.get(name, "not installed") for name in PACKAGES}}
 
 
 def processor() -> str:
@@ -261,11 +262,16 @@ def markdown(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
     lines += ["| phase | quantity | value |", "| --- | --- | ---: |"]
     for result in results:
         for name, value in result.metrics.items():
-            shown = f"{value:,.4g}" if isinstance(value, float | int) else value
-            lines.append(f"| {result.name} | {name} | {shown} |")
+            cell = f"{value:,.4g}" if isinstance(value, float | int) else value
+            lines.append(f"| {result.name} | {name} | {cell} |")
     problems = [result for result in results if result.outcome != "passed"]
-    lines += ["", *(f"- {r.name}: {r.outcome}: {r.reason.strip().splitlines()[-1][:300]}" for r in problems)]
+    lines += ["", *(f"- {r.name}: {r.outcome}: {last_line(r.reason)}" for r in problems)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def last_line(output: str) -> str:
+    """Return the last line of a command's output, shortened; an error message, as a rule."""
+    return (output.strip() or "no output").splitlines()[-1][:300]
 
 
 def write(folder: Path, facts: Mapping[str, Any], results: Sequence[Result]) -> None:
