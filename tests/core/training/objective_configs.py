@@ -10,8 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from janus_modular.checkpoints import ModelAssembly
 from janus_modular.config import load, resolve
+from janus_modular.plugins import default_plugins
+from janus_modular.training.objective import build_objective
+from janus_modular.training.run_setup import open_sources, step_builder
 from janus_modular.training.schema import TrainConfig
+from janus_modular.training.step_builder import StepBuilder
 from janus_modular.weights.files import open_weights
 
 MakeStage = Callable[..., TrainConfig]
@@ -73,6 +78,16 @@ def stage_config(
         "trackers": [{"name": "jsonl"}],
     }
     return resolve(load(raw, overrides), TrainConfig)
+
+
+def start_of(config: TrainConfig) -> tuple[ModelAssembly, Any, StepBuilder]:
+    """Return the model, the objective and the builder of batches with which a run begins."""
+    plugins = default_plugins()
+    torch.manual_seed(config.seed)
+    assert config.model is not None
+    assembly = ModelAssembly.from_config(config.model, plugins)
+    objective = build_objective(config.objective, assembly.model, plugins, "cpu")
+    return assembly, objective, step_builder(config, open_sources(config, plugins), assembly, objective)
 
 
 def state(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -16,12 +16,11 @@ from janus_modular.errors import ConfigError
 from janus_modular.model.build import ModelBuilder
 from janus_modular.plugins import default_plugins
 from janus_modular.training.objective import build_objective
-from janus_modular.training.run_setup import open_sources, step_builder
 from janus_modular.training.train import train
 from janus_modular.weights.writing import write_weights
 
 from .conftest import logged
-from .objective_configs import RECONSTRUCTION, VQGAN, MakeStage, state
+from .objective_configs import RECONSTRUCTION, VQGAN, MakeStage, start_of, state
 
 ADVERSARIAL = {
     **RECONSTRUCTION,
@@ -49,14 +48,9 @@ def test_a_discriminator_trains_as_in_a_loop_of_two_optimizers(make_stage: MakeS
         "optimizer.lr=1e-3",
         "objective.adversarial.optimizer.betas=[0.0, 0.95]",
     )
-    plugins = default_plugins()
-    torch.manual_seed(config.seed)
-    assert config.model is not None
-    assembly = ModelAssembly.from_config(config.model, plugins)
+    assembly, objective, builder = start_of(config)
     tokenizer: Any = assembly.model.get_submodule("generation.tokenizer")
-    objective: Any = build_objective(config.objective, assembly.model, plugins, "cpu")
     discriminator = objective.discriminator
-    builder = step_builder(config, open_sources(config, plugins), assembly, objective)
     first, second = (builder.build(step).batches[0]["pixels"].float() / 127.5 - 1 for step in (0, 1))
 
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-3, betas=(0.0, 0.95), weight_decay=0.0)

@@ -28,7 +28,7 @@ from janus_modular.training.trainable import set_trainable
 from janus_modular.weights.files import open_weights
 
 from .conftest import Rank, logged
-from .objective_configs import CONTRASTIVE, RECONSTRUCTION, TEXT, VQGAN, MakeStage, state
+from .objective_configs import CONTRASTIVE, RECONSTRUCTION, TEXT, VQGAN, MakeStage, start_of, state
 
 Ranks = Callable[..., list[Rank]]
 
@@ -42,13 +42,8 @@ def test_a_step_of_reconstruction_is_that_of_a_plain_loop(make_stage: MakeStage)
         "optimizer.clip=null",
         "optimizer.weight_decay=0.0",
     )
-    plugins = default_plugins()
-    torch.manual_seed(config.seed)
-    assert config.model is not None
-    assembly = ModelAssembly.from_config(config.model, plugins)
+    assembly, _, builder = start_of(config)
     tokenizer: Any = assembly.model.get_submodule("generation.tokenizer")
-    objective = build_objective(config.objective, assembly.model, plugins, "cpu")
-    builder = step_builder(config, open_sources(config, plugins), assembly, objective)
     [batch] = builder.build(0).batches
     x = batch["pixels"].float() / 127.5 - 1
     assert x.shape == (4, 3, 32, 32)
