@@ -183,7 +183,11 @@ class ServerProcess:
         )
         self.process.start()
         sender.close()
-        self.address: str = receiver.recv()
+        try:
+            self.address: str = receiver.recv()
+        except EOFError:
+            self.process.join()
+            raise RuntimeError(f"the {self.process.name} ended at its start:\n{log.read_text()[-2000:]}") from None
 
     @property
     def memory(self) -> int:
@@ -213,7 +217,7 @@ def _serve(
     janus = model.load()
     inject_error(janus.runtime)
     config = ServerConfig(port=0, name="tiny", rows=16, shutdown=100, **settings)
-    service = make_service(janus, config, "tiny", keys=())
+    service = make_service(janus, config, str(model.path), keys=())
     if file_bytes is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))

@@ -83,8 +83,8 @@ def test_the_installed_command_finds_its_configs_and_components(command: Command
 def test_the_installed_command_runs_the_demo(command: Command, tmp_path: Path):
     parts = (
         "classifier",
-        "tokenizer",
-        "encoder",
+        "stages.tokenizer",
+        "stages.encoder",
         "stages.words",
         "stages.stage1",
         "stages.stage2",
