@@ -69,7 +69,9 @@ def validate(config: Config, overrides: Overrides = None) -> None:
 
     A model is also built, without reading weights, and processes an image of which only shapes are
     computed: this finds components that do not fit each other, break their contract, or differ from the
-    folder that they name. Nothing is downloaded: names that are not on this disk are listed as not compared.
+    folder that they name. For a run that starts from a checkpoint (init) on this disk, the checkpoint's
+    model is checked with the run's settings. Nothing is downloaded: names that are not on this disk are
+    listed as not compared.
 
     Example: janus-modular config validate tiny understanding.adaptor=ldp
     """
@@ -147,19 +149,24 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
 
     _check_output(resolved)
     model = resolved if isinstance(resolved, ModelConfig) else getattr(resolved, "model", None)
-    if model is None:
-        return []
     try:
         from janus_modular.model.build import ModelBuilder, build_model
         from janus_modular.model.checks import shape_errors
         from janus_modular.plugins import default_plugins
-        from janus_modular.training.initial_model import sampler_errors
-        from janus_modular.training.objective import build_objective, check_settings, reads_examples
-        from janus_modular.training.run_setup import check_row_length
+        from janus_modular.training.dry_run import check_training
+        from janus_modular.training.initial_model import initial_model, sampler_errors
         from janus_modular.training.schema import TrainConfig
-        from janus_modular.training.trainable import set_trainable
         from janus_modular.weights.loading import parameters_on_meta
     except ModuleNotFoundError:  # without torch, only the options are checked
+        return []
+
+    plugins = default_plugins()
+    is_run = isinstance(resolved, TrainConfig)
+    if is_run and resolved.init:
+        if path_exists(resolved.init):  # or else an earlier run makes it, or it is on a hub
+            check_training(resolved, initial_model(resolved, plugins, "meta").model, plugins)
+        return []
+    if model is None:
         return []
 
     def absent(config: Any) -> list[ComponentSpec]:
@@ -170,18 +177,14 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
         with parameters_on_meta():
             for spec in (model.backbone, model.understanding.encoder):
                 if not absent(spec):
-                    ModelBuilder(default_plugins(), on_meta=True)(spec)
+                    ModelBuilder(plugins, on_meta=True)(spec)
         return missing
     built = build_model(model, on_meta=True)
-    if errors := shape_errors(built) or sampler_errors(built, default_plugins()):
+    if errors := shape_errors(built) or sampler_errors(built, plugins):
         raise config_error(errors)
     _check_context(built)
-    if isinstance(resolved, TrainConfig):
-        objective = build_objective(resolved.objective, built, default_plugins(), "meta")
-        set_trainable(built, resolved.learn, objective.trains)
-        check_settings(resolved, objective)
-        if not reads_examples(objective):
-            check_row_length(resolved, built)
+    if is_run:
+        check_training(resolved, built, plugins)
     return []
 
 

@@ -162,7 +162,7 @@ def draw(
             ],
             "grid": str(output),
             "model": model,
-            "settings": used,
+            "settings": {name: value for name, value in used.items() if name != "numbers" or value},
             **({"input_images": options["image"]} if image else {}),
         }
         typer.echo(json.dumps(record))

@@ -21,13 +21,21 @@ from janus_modular.training.flops import count_flops, describe_uncounted
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.memory import estimate_memory
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.objective import build_objective, own_optimizers, reads_examples, trained_modules
-from janus_modular.training.optimizer import build_optimizers
+from janus_modular.training.objective import (
+    Objective,
+    build_objective,
+    check_settings,
+    own_optimizers,
+    reads_examples,
+    trained_modules,
+)
+from janus_modular.training.optimizer import OptimizerList, build_optimizers
 from janus_modular.training.parallel import check_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import check_output
 from janus_modular.training.run_setup import (
     autocast_dtype,
+    check_row_length,
     find_checkpoint,
     open_sources,
     open_validation,
@@ -56,11 +64,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     checkpoint, _ = find_checkpoint(output, config, resume)
     assembly = initial_model(config, plugins, "meta", checkpoint=checkpoint)
     model = assembly.model
-    objective = build_objective(config.objective, model, plugins, "meta")
-    set_trainable(model, config.learn, objective.trains)
-    check_components(model, config.parallel, config.activation_checkpointing, config.compile)
-    trained = trained_modules(model, objective)
-    optimizers = build_optimizers(trained, config.optimizer, own_optimizers(objective))  # checks its groups
+    objective, optimizers = check_training(config, model, plugins)
     console.print(trainable_table(model, cast(nn.Module, objective)))
     half = autocast_dtype(config.dtype, choose_device(config.device)) is not None
     layout: dict[str, Any] = {
@@ -94,6 +98,26 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
         console.print(str(bad_sample), markup=False, highlight=False)
     if not reads_examples(objective):
         console.print(_memory_line(model, step_batch, layout))
+
+
+def check_training(
+    config: TrainConfig, model: JanusModel, plugins: Plugins
+) -> tuple[Objective, OptimizerList]:
+    """Check the settings of a run that name parts of the model, which may be on the device ``meta``.
+
+    Returns the objective, and the optimizers of what it and the config train.
+
+    Raises:
+        ConfigError: a setting names what the model does not have, or has no effect with the objective.
+    """
+    objective = build_objective(config.objective, model, plugins, "meta")
+    set_trainable(model, config.learn, objective.trains)
+    check_settings(config, objective)
+    if not reads_examples(objective):
+        check_row_length(config, model)
+    check_components(model, config.parallel, config.activation_checkpointing, config.compile)
+    trained = trained_modules(model, objective)
+    return objective, build_optimizers(trained, config.optimizer, own_optimizers(objective))
 
 
 def _step_table(step_batch: StepBatch) -> Table:

@@ -202,6 +202,28 @@ def test_a_folder_where_nothing_can_be_made_is_an_error(file: Path, command: lis
     assert "Choose another output=FOLDER" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("optimizer.groups={backbon: {lr: 0.1}}", "optimizer.groups: 'backbon' fits no trained parameter"),
+        ("parallel={backbon: fsdp}", "parallel: found 'backbon', which is no component"),
+        ("activation_checkpointing=[backbon]", "activation_checkpointing: found 'backbon'"),
+        ("compile=[backbon]", "compile: found 'backbon', which is no component"),
+    ],
+)
+def test_validation_and_a_dry_run_refuse_what_a_run_refuses(file: Path, setting: str, problem: str) -> None:
+    trained = file.parent / "trained"
+    if setting.startswith("optimizer"):  # the checkpoint that a run starts from is checked too
+        done = CliRunner().invoke(app, ["train", str(file), "schedule.steps=1", f"output={trained}", "--quiet"])
+        assert done.exit_code == 0, done.output
+    starts = [[], ["model=null", f"init={trained / 'checkpoints/latest'}"]][: 1 + trained.exists()]
+    for start in starts:
+        for command in (["config", "validate"], ["train", "--dry-run"], ["train", "--quiet"]):
+            result = CliRunner().invoke(app, [*command, str(file), setting, *start])
+            assert result.exit_code == 2, (command, result.output)
+            assert problem in " ".join(result.stderr.split())
+
+
 def test_a_dry_run_refuses_the_folders_that_a_run_refuses(file: Path, data: Path) -> None:
     def refused(*words: str) -> str:
         outputs = [
