@@ -187,7 +187,9 @@ class ServerProcess:
             self.address: str = receiver.recv()
         except EOFError:
             self.process.join()
-            raise RuntimeError(f"the {self.process.name} ended at its start:\n{log.read_text()[-2000:]}") from None
+            raise RuntimeError(
+                f"the {self.process.name} ended at its start:\n{log.read_text()[-2000:]}"
+            ) from None
 
     @property
     def memory(self) -> int:

@@ -117,6 +117,7 @@ class DrawnCodes:
 def partial_steps(count: int, positions: int) -> dict[int, int]:
     """Return the numbers of an image's partial images, by the steps after which they are decoded.
 
-    They are evenly spaced, and the first comes early: after a third of the steps if it is the only one.
+    They are evenly spaced, and the first comes early: after a quarter of the steps if it is the only one.
     """
-    return {max(1, positions * (number + 1) // (count + 2)): number for number in range(count)}
+    parts = max(count + 2, 4)
+    return {max(1, positions * (number + 1) // parts): number for number in range(count)}

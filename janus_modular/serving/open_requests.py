@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from janus_modular.serving.jobs import Job
-from janus_modular.serving.requests import Event, Finished, Timing
+from janus_modular.serving.requests import Finished, Timing
 from janus_modular.serving.row_view import RowView
 from janus_modular.serving.tasks import Task
 from janus_modular.serving.work import Work
@@ -41,14 +41,12 @@ class OpenRequest:
 
     def run(self, number: int) -> Callable[[RowView], Any]:
         """Return what the task of a run does."""
-        return lambda view: self.work.run(number, view, self.emit)
+        return lambda view: self.work.run(number, view, self.job.emit, self._note_token)
 
-    def emit(self, event: Event) -> None:
-        """Pass an event on to the job."""
+    def _note_token(self) -> None:
         self.last = self.seconds()
         if self.first is None:
             self.first, self.first_steps = self.last, self.steps() - self.submitted_step
-        self.job.emit(event)
 
     def finish(self, error: BaseException | None) -> None:
         """End the job, with the results of the runs or an error."""

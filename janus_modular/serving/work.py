@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from janus_modular.answers import Answer, AnswerRow, Drawings, Usage
 from janus_modular.errors import PromptError
 from janus_modular.image_sizes import chosen_size
 from janus_modular.processing.image_io import to_image
-from janus_modular.protocols import CodeSamplerSettings, EncodedImages
+from janus_modular.protocols import CodeSamplerSettings, EncodedImages, TokenSteps
 from janus_modular.serving.drawing_record import DrawingRecord
 from janus_modular.serving.drawn_codes import CodeGraphs, DrawnCodes, partial_steps
 from janus_modular.serving.requests import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from janus_modular.janus import Janus
 
 Emit = Callable[[Event], None]
+OnToken = Callable[[], None]
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,12 @@ class Work(ABC):
     max_seq_len: int  # of each run, as if it ran alone
 
     @abstractmethod
-    def run(self, number: int, view: RowView, emit: Emit) -> Any:
-        """Run the sampler; called in a task of the batch."""
+    def run(self, number: int, view: RowView, emit: Emit, on_token: OnToken) -> Any:
+        """Run the sampler; called in a task of the batch.
+
+        ``on_token`` is called after each token or code, also where no event follows: a text that ends within
+        a letter is not emitted yet.
+        """
 
     @abstractmethod
     def result(self, results: list[Any]) -> Answer | Drawings:
@@ -85,9 +90,9 @@ class AnswerWork(Work):
         check_fits(positions, self.row.max_tokens, "tokens of an answer", limit)
         self.settings = samplers.with_numbers(replace(chosen, max_tokens=self.row.max_tokens), [self.prompt])
 
-    def run(self, number: int, view: RowView, emit: Emit) -> Answer:
+    def run(self, number: int, view: RowView, emit: Emit, on_token: OnToken) -> Answer:
         """Answer, with an event for each text."""
-        steps = self.sampler(view, [self.prompt], self.settings)
+        steps = _noted(self.sampler(view, [self.prompt], self.settings), on_token)
         for _, text in samplers.stream_texts(self.name, steps, [self.row]):
             emit(TextDelta(text))
         return self.row.answer
@@ -169,7 +174,7 @@ class DrawWork(Work):
         """Return the codes of an image that were drawn before."""
         return () if self.record is None else self.record.codes.get(number, ())
 
-    def run(self, number: int, view: RowView, emit: Emit) -> EncodedImages:
+    def run(self, number: int, view: RowView, emit: Emit, on_token: OnToken) -> EncodedImages:
         """Draw an image, with an event for each step, and for each partial image."""
         if self.size is not None:
             view.draw_at(self.size)
@@ -183,6 +188,7 @@ class DrawWork(Work):
 
         def on_progress(done: int, total: int) -> None:
             before, self.done[number] = self.done[number], done
+            on_token()
             emit(Progress(sum(self.done), total * self.runs))
             if drawn is not None:
                 drawn.advance(done)
@@ -201,6 +207,18 @@ class DrawWork(Work):
         encoded = [np.asarray(drawn.encoded[0]) for drawn in results if drawn.encoded is not None]
         usage = [Usage(len(self.prompt), image_tokens=self.image_tokens)] * self.runs
         return Drawings(images, usage, asdict(self.settings), encoded or None)
+
+
+def _noted(steps: TokenSteps, on_token: OnToken) -> Generator[Any, Any, None]:
+    """Yield the tokens of a sampler, each after a call of ``on_token``."""
+    active: Any = None
+    while True:
+        try:
+            tokens = steps.send(active)
+        except StopIteration:
+            return
+        on_token()
+        active = yield tokens
 
 
 def work_for(

@@ -17,7 +17,7 @@ class FairConfig:
     """How rows are shared, and how many positions of prompts are read at once."""
 
     reserved: float = 0.25  # share of the rows that either mode leaves to the other; 0: none
-    chunk: int = 64  # positions of prompts before a step, over all rows, while others make steps
+    chunk: int = 128  # positions of prompts before a step, over all rows, while others make steps
     alone: int = 512  # and while nothing else runs
 
     def __post_init__(self) -> None:

@@ -102,6 +102,19 @@ def test_events_of_an_answer(engine: Engine) -> None:
     assert job.done
 
 
+def test_a_first_token_beside_drawings_takes_few_steps_also_where_it_is_no_letter(tiny: Janus) -> None:
+    """The tiny model's random bytes are seldom a text, which follows the first token by some steps."""
+    with Engine(tiny, rows=24) as engine:
+        for seed in range(8):
+            drawings = [engine.submit(DrawRequest(f"drawing {i}", seed=i)) for i in range(8)]
+            for drawing in drawings:
+                next(event for event in drawing if isinstance(event, Progress))
+            request = AnswerRequest("hello?", max_new_tokens=2, seed=seed, settings={"temperature": 1.0})
+            [*_, finished] = engine.submit(request)
+            assert isinstance(finished, Finished)
+            assert finished.timing.first_steps <= 3  # of 213 positions, 128 are read before a step
+
+
 def test_events_of_a_drawing(tiny: Janus, engine: Engine) -> None:
     events = list(engine.submit(DrawRequest("a cat", n=2, seed=1, partial_images=3)))
     progress = [event for event in events if isinstance(event, Progress)]
@@ -131,7 +144,7 @@ def test_a_partial_image_has_the_codes_of_a_prefix(tiny: Janus, engine: Engine) 
     request = DrawRequest("a cat", partial_images=1, settings={"prefix": [3, 60]})
     events = list(engine.submit(request))
     [partial] = [event for event in events if isinstance(event, PartialImage)]
-    ensure_decoded(tiny, partial, events[-1].result.encoded[0], known=5)  # type: ignore[union-attr,index]
+    ensure_decoded(tiny, partial, events[-1].result.encoded[0], known=4)  # type: ignore[union-attr,index]
 
 
 def test_events_for_asyncio(tiny: Janus, engine: Engine) -> None:

@@ -214,7 +214,9 @@ def test_a_folder_where_nothing_can_be_made_is_an_error(file: Path, command: lis
 def test_validation_and_a_dry_run_refuse_what_a_run_refuses(file: Path, setting: str, problem: str) -> None:
     trained = file.parent / "trained"
     if setting.startswith("optimizer"):  # the checkpoint that a run starts from is checked too
-        done = CliRunner().invoke(app, ["train", str(file), "schedule.steps=1", f"output={trained}", "--quiet"])
+        done = CliRunner().invoke(
+            app, ["train", str(file), "schedule.steps=1", f"output={trained}", "--quiet"]
+        )
         assert done.exit_code == 0, done.output
     starts = [[], ["model=null", f"init={trained / 'checkpoints/latest'}"]][: 1 + trained.exists()]
     for start in starts:

@@ -14,6 +14,7 @@ from janus_modular.graph_specs import TensorSpec
 
 WITH_WARNINGS = onnxruntime.RunOptions()
 WITH_WARNINGS.log_severity_level = 2  # ONNX Runtime warns if a cache is copied instead of written in place
+WITH_WARNINGS.add_run_config_entry("gpu_graph_id", "0")  # the default; an unset one is looked up by an error
 
 
 class Binding:
