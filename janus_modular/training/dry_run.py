@@ -14,6 +14,7 @@ from torch import nn
 from janus_modular.checkpoints.native import read_record
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
+from janus_modular.objectives import Objective
 from janus_modular.plugins import Plugins
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.encode_images import open_run_codes
@@ -22,7 +23,6 @@ from janus_modular.training.initial_model import initial_model
 from janus_modular.training.memory import estimate_memory
 from janus_modular.training.mixture import Mixture
 from janus_modular.training.objective import (
-    Objective,
     build_objective,
     check_settings,
     own_optimizers,
