@@ -115,6 +115,11 @@ def test_tritons_protocol_buffer_reads_the_configurations(repository: Path):
     assert [tensor.name for tensor in configs["janus"].input if not tensor.optional] == ["prompt"]
 
 
+def test_graphs_are_chosen_by_their_roles(flow_bundle: Path, tmp_path: Path):
+    folders = write_repository(flow_bundle, tmp_path / "models", variant="fp32")
+    assert folders.keys() == {"janus", "understand", "decode_latents"}
+
+
 @pytest.mark.parametrize("graph", ["understand", "tokenize_image", "decode_image"])
 def test_a_graph_has_the_tensors_of_its_configuration(repository: Path, graph: str):
     """ONNX Runtime, which Triton loads it in, reads the copied graph, and says what its tensors are."""

@@ -13,8 +13,10 @@ from janus_export.errors import BundleError
 from janus_export.triton.model_config import graph_config, graph_file, loop_config
 from janus_modular.atomic_writes import atomic_replace_folder, write_text
 
-GRAPHS = ("understand", "tokenize_image", "decode_image")
-"""Graphs that are models by themselves: images in, embeddings or codes out, and back."""
+ROLES = ("encode", "decode")
+"""Roles of the generation path's graphs that are models by themselves, as `understand` is."""
+
+SIDES = ("inputs", "outputs")
 
 LOOP_MODEL = "janus"
 """The model that answers and draws."""
@@ -54,7 +56,12 @@ def write_repository(
 
 
 def _graphs(bundle: Bundle, variant: str) -> Iterator[str]:
-    return (graph for graph in GRAPHS if graph in bundle.manifest["variants"][variant]["files"])
+    """Yield the graphs that are models by themselves: all their tensors begin with the axis of images."""
+    records = bundle.manifest["graphs"]
+    for graph in bundle.manifest["variants"][variant]["files"]:
+        first_axes = {str(tensor["shape"][:1]) for side in SIDES for tensor in records[graph][side]}
+        if first_axes == {"['images']"} and (graph == "understand" or records[graph].get("role") in ROLES):
+            yield graph
 
 
 def _write_loop(bundle: Bundle, variant: str, folder: Path, rows: int) -> None:
