@@ -149,29 +149,29 @@ class Batch:
 
     def _step(self) -> None:
         """Make one step of the backbone for all tasks that feed as many positions at once."""
-        by_width: dict[int, list[Task]] = {}
+        by_length: dict[int, list[Task]] = {}
         for task in self._feeding():
             assert isinstance(task.call, FeedCall)
-            by_width.setdefault(task.call.x.shape[1], []).append(task)
-        if len(by_width) > 1:
+            by_length.setdefault(task.call.x.shape[1], []).append(task)
+        if len(by_length) > 1:
             self.graphs.copy_inputs()
-        for width, tasks in by_width.items():
-            self._feed(tasks, width)
+        for num_positions, tasks in by_length.items():
+            self._feed(tasks, num_positions)
         self.graphs.forget_inputs()
-        if by_width:
+        if by_length:
             self.steps += 1
             self._run_graphs()
 
-    def _feed(self, tasks: Sequence[Task], width: int) -> None:
+    def _feed(self, tasks: Sequence[Task], num_positions: int) -> None:
         """Feed some tasks' rows, and resume the tasks with the states that follow."""
         rows = [row for task in tasks for row in task.view.rows]
         calls = [task.call for task in tasks]
         top = max(rows) + 1
-        order, counts = np.zeros((top, width), np.int64), np.zeros(top, np.int64)
-        order[rows] = np.arange(len(rows) * width).reshape(-1, width)
+        order, counts = np.zeros((top, num_positions), np.int64), np.zeros(top, np.int64)
+        order[rows] = np.arange(len(rows) * num_positions).reshape(-1, num_positions)
         counts[rows] = np.concatenate([call.counts for call in calls if isinstance(call, FeedCall)])
         tensors = [call.x for call in calls if isinstance(call, FeedCall)]
-        if width == 1:
+        if num_positions == 1:
             x = self.session.expand(gather(self.session, tensors, order[:, 0]))
         else:
             sources, vectors = sources_and_rows(tensors)
@@ -201,10 +201,10 @@ class Batch:
 
     def _resume_all(self, tasks: Sequence[Task], hidden: Any) -> None:
         """Resume tasks with their rows of states (rows, W, D)."""
-        width = hidden.shape[1]
-        source = SharedTensor(self.session.squeeze(hidden) if width == 1 else hidden)
+        num_positions = hidden.shape[1]
+        source = SharedTensor(self.session.squeeze(hidden) if num_positions == 1 else hidden)
         for task in tasks:
-            indices = np.array(task.view.rows)[:, None] * width + np.arange(width)
+            indices = np.array(task.view.rows)[:, None] * num_positions + np.arange(num_positions)
             self._resume(task, Vectors(source, indices, self.session.hidden_size))
 
     def _run_graphs(self) -> None:

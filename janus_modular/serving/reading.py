@@ -102,9 +102,9 @@ class Reader:
         x = self.session.embed_prompts([reading.prompt for reading in readings])
         if x is None:  # the runtime reads prompts as a whole
             return
-        source, width = SharedTensor(x), x.shape[1]
+        source, num_positions = SharedTensor(x), x.shape[1]
         for index, reading in enumerate(readings):
-            rows = index * width + np.arange(len(reading.prompt))
+            rows = index * num_positions + np.arange(len(reading.prompt))
             reading.x = Vectors(source, rows, self.session.hidden_size)
 
     def _read(self, readings: Many[RowReading], counts: Mapping[int, int]) -> None:
@@ -113,11 +113,12 @@ class Reader:
             self._admit(readings)
             return
         numbers = np.array([counts[reading.row] for reading in readings])
-        width = int(numbers.max())
+        num_positions = int(numbers.max())
         sources, vectors = sources_and_rows([reading.x for reading in readings])
         starts = np.cumsum([0, *(len(reading.prompt) for reading in readings[:-1])])
         starts += [reading.done for reading in readings]
-        index = starts[:, None] + np.minimum(np.arange(width), numbers[:, None] - 1)  # padding: the last one
+        offsets = np.minimum(np.arange(num_positions), numbers[:, None] - 1)  # padding: the last position
+        index = starts[:, None] + offsets
         x = self._take(sources, vectors[index])
         hidden = self.session.extend_rows(x, numbers, readings[0].row)
         for reading, count in zip(readings, numbers.tolist(), strict=True):
@@ -125,7 +126,7 @@ class Reader:
         self.positions += int(numbers.sum())
         ended = [index for index, reading in enumerate(readings) if not reading.unread]
         if ended:
-            last = [index * width + int(numbers[index]) - 1 for index in ended]
+            last = [index * num_positions + int(numbers[index]) - 1 for index in ended]
             self._set_states([readings[index] for index in ended], hidden, last)
 
     def _take(self, sources: list[Any], index: Any) -> Any:

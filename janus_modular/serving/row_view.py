@@ -157,13 +157,13 @@ class RowView(BaseSession):
 
         Many positions are fed in parts, so that they hold up other requests no longer than prompts do.
         """
-        width: int = x.shape[1]
+        num_positions: int = x.shape[1]
         size = min(self.session.max_feed or MOST_FED, MOST_FED)
-        if width <= size:
+        if num_positions <= size:
             return self._feed(x, counts)
-        vectors = np.arange(x.shape[0] * width).reshape(-1, width)
+        vectors = np.arange(x.shape[0] * num_positions).reshape(-1, num_positions)
         parts, indices, end = list[Any](), list[Indices](), 0
-        for start in range(0, width, size):
+        for start in range(0, num_positions, size):
             columns = vectors[:, start : start + size]
             hidden = self._feed(self.take(x, columns), np.clip(counts - start, 0, columns.shape[1]))
             indices.append(end + np.arange(columns.size).reshape(columns.shape))

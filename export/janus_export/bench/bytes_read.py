@@ -29,14 +29,14 @@ MEASURED_BYTES = 1 << 30
 """Bytes that are read for one measurement: several times what the largest caches hold."""
 
 
-def weights_read(runtime: Runtime, part: str, step: Callable[[], Any]) -> int | None:
+def weights_read(runtime: Runtime, graph: str, step: Callable[[], Any]) -> int | None:
     """Return the bytes of weights that one step reads, as they are stored; None if unknown.
 
-    For a bundle, the sizes come from the graphs of the backbone and of ``part``; for a model in torch, from
+    For a bundle, the sizes come from the graphs of the backbone and of ``graph``; for a model in torch, from
     the modules that are called in a ``step``.
     """
     if isinstance(runtime, BundleRuntime):
-        return sum(multiplied(runtime.bundle, graph, runtime.variant) for graph in ("backbone", part))
+        return sum(multiplied(runtime.bundle, name, runtime.variant) for name in ("backbone", graph))
     return watched(step) if isinstance(runtime, ModelRuntime) else None
 
 

@@ -44,7 +44,7 @@ class TimedSession(SessionWrapper):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self.rows = self.prompt = 0
-        self.part = ""
+        self.graph = ""
         self.last: Any = None
 
     def prefill(self, prompts: Sequence[Prompt]) -> Any:
@@ -61,7 +61,7 @@ class TimedSession(SessionWrapper):
     def run(self, name: str, *inputs: Any) -> Any:
         """Forward the call."""
         outputs = super().run(name, *inputs)
-        self.part, self.last = name, outputs[0] if isinstance(outputs, tuple) else outputs
+        self.graph, self.last = name, outputs[0] if isinstance(outputs, tuple) else outputs
         return outputs
 
     def wait(self) -> float:
@@ -113,7 +113,7 @@ class Mode:
         session.wait()
 
         def count() -> int | None:
-            weights = weights_read(self.runtime, session.part, lambda: next(steps))
+            weights = weights_read(self.runtime, session.graph, lambda: next(steps))
             steps.close()
             return weights
 

@@ -51,13 +51,15 @@ def confirmed(drafts: Integers, chosen: Integers, counts: Integers) -> Integers:
     return np.where(counts > 0, 1 + np.cumprod(same, axis=1, dtype=np.int64).sum(1), 0)
 
 
-def read_vectors(counts: Integers, width: int) -> Integers:
+def read_vectors(counts: Integers, num_positions: int) -> Integers:
     """Return the hidden states of a pass (rows, W, D) that are sampled from, as `take` counts them (rows, W).
 
     States of positions that a row does not have are undefined; the first defined one takes their place.
     """
-    vectors = np.arange(len(counts) * width).reshape(len(counts), width)
-    return np.where(np.arange(width) < counts[:, None], vectors, int(np.argmax(counts > 0)) * width)
+    vectors = np.arange(len(counts) * num_positions).reshape(len(counts), num_positions)
+    return np.where(
+        np.arange(num_positions) < counts[:, None], vectors, int(np.argmax(counts > 0)) * num_positions
+    )
 
 
 class NoiseWindow:
@@ -69,12 +71,12 @@ class NoiseWindow:
         self.rows = [deque[NDArray[np.float32]]() for _ in rngs]  # of positions from ``first`` on
         self.first = np.zeros(len(rngs), np.int64)
 
-    def read(self, starts: Integers, counts: Integers, width: int) -> NDArray[np.float32]:
-        """Return the noise (rows, width, size) of positions from ``starts`` (rows,) on, which never decrease.
+    def read(self, starts: Integers, counts: Integers, num_positions: int) -> NDArray[np.float32]:
+        """Return the noise (rows, W, size) of W positions from ``starts`` (rows,) on, which never decrease.
 
         Behind a row's ``counts`` positions it is ones.
         """
-        noise = np.ones((len(self.rows), width, self.size), np.float32)
+        noise = np.ones((len(self.rows), num_positions, self.size), np.float32)
         for row, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
             if not self.greedy and count:
                 noise[row, :count] = self._of_row(row, start, count)

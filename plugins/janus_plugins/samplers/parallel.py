@@ -116,13 +116,13 @@ class DraftedImages:
     def window(self, most: int) -> tuple[Integers, Integers]:
         """Return the last known code of each image and drafts behind it (N, W), and their numbers (N,)."""
         counts = np.minimum(most, self.codes.shape[1] - self.known)
-        width = int(counts.max())
+        num_positions = int(counts.max())
         for image, end in enumerate((self.known + counts - 1).tolist()):
             for position in range(int(self.drafted[image]), end):
                 source = position - (self.distance if position >= self.distance else 1)
                 self.codes[image, position] = self.codes[image, source]
         self.drafted = np.maximum(self.drafted, self.known + counts - 1)
-        positions = np.minimum(self.known[:, None] - 1 + np.arange(width), self.codes.shape[1] - 1)
+        positions = np.minimum(self.known[:, None] - 1 + np.arange(num_positions), self.codes.shape[1] - 1)
         return self.codes[np.arange(len(positions))[:, None], positions], counts
 
     def take_over(self, chosen: Integers, counts: Integers, right: Integers) -> None:

@@ -60,10 +60,10 @@ def sample_text(
     known = np.zeros(len(prompts), np.int64)  # tokens sampled so far
     single = np.ones_like(known)
 
-    def sample(hidden: Any, starts: Integers, counts: Integers, width: int) -> Integers:
-        of_window = noise.read(starts, counts, width).reshape(-1, session.vocab_size)
+    def sample(hidden: Any, starts: Integers, counts: Integers, num_positions: int) -> Integers:
+        of_window = noise.read(starts, counts, num_positions).reshape(-1, session.vocab_size)
         ids, _ = session.run("sample_text", hidden, of_window, temperature, settings.top_k, settings.top_p)
-        chosen: Integers = session.to_host(ids).reshape(-1, width)
+        chosen: Integers = session.to_host(ids).reshape(-1, num_positions)
         return chosen
 
     def add(chosen: Integers, counts: Integers) -> None:
@@ -83,14 +83,17 @@ def sample_text(
                 for text, limit in zip(texts, limits, strict=True)
             ]
             counts = np.minimum(limits, [1 + len(of_row) for of_row in drafts])
-            width = int(counts.max())
-            fed = np.zeros((len(prompts), width), np.int64)
+            num_positions = int(counts.max())
+            fed = np.zeros((len(prompts), num_positions), np.int64)
             for row, count in enumerate(counts.tolist()):
                 fed[row, :count] = [texts[row][-1], *drafts[row]][:count]
             before = session.lengths
             hidden = session.extend(session.run("embed", fed), counts)  # (rows, W, D)
             chosen = sample(
-                session.take(hidden, read_vectors(counts, width).reshape(-1)), known, counts, width
+                session.take(hidden, read_vectors(counts, num_positions).reshape(-1)),
+                known,
+                counts,
+                num_positions,
             )
             right = confirmed(fed[:, 1:], chosen, counts)
             session.truncate(before + right)
