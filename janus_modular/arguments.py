@@ -82,7 +82,7 @@ def seconds(value: Any, name: str) -> float | None:
 
 
 def callback(value: Any, name: str) -> Callable[..., Any] | bool | None:
-    """Return a function, True, False or None.
+    """Return the value: a callback, True or False (show progress or not), or None.
 
     Raises:
         PromptError: the value is something else.

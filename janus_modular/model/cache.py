@@ -208,5 +208,5 @@ def state_tensors(backbone: Backbone) -> list[TensorSpec]:
 
 
 def same_block(together: Tensor) -> Tensor:
-    """Return which positions (B, T) see which others (B, T, T), because they are of one block."""
+    """Return a mask (B, T, T): True where two positions are of the same block of ``together`` (B, T)."""
     return (together[:, :, None] == together[:, None]) & (together > 0)[:, :, None]

@@ -32,11 +32,11 @@ class EntryPointInfo:
         return f"{self.dist} {self.version}".strip()
 
     def matches(self, word: str) -> bool:
-        """Return True if ``word`` is its name, ``slot:name``, its distribution or ``dist:name``."""
+        """Return True if ``word`` names the entry point: ``name``, ``slot:name``, ``dist``, ``dist:name``."""
         return word in (self.name, f"{self.slot}:{self.name}", self.dist, f"{self.dist}:{self.name}")
 
     def incompatibility(self) -> str | None:
-        """Return why it cannot be loaded here, with a hint; None if it can."""
+        """Return why the component cannot be loaded by this version, with a hint; None if it can."""
         if self.api != API_VERSION:
             package = "janus-modular" if self.api > API_VERSION else self.dist
             return (

@@ -105,7 +105,7 @@ class Journal:
     def finish(self, record: DrawingRecord) -> None:
         """Note that a drawing is done; remove the oldest files if there are too many."""
         record.finish()
-        with self._lock, suppress(OSError):  # it could not be written, or somebody removed it
+        with self._lock, suppress(OSError):  # it could not be written, or the file was removed
             self._done[record.file] = record.file.stat().st_size
             self._prune(self.most_done)
 

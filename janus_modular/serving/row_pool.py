@@ -34,7 +34,7 @@ class RowPool:
 
     @property
     def free(self) -> list[int]:
-        """The rows that nobody has."""
+        """The rows that no request has."""
         return [row for row, owner in enumerate(self.owners) if owner is None]
 
     def in_use(self, mode: Mode | None = None) -> int:
@@ -89,7 +89,7 @@ class RowPool:
         self.session.truncate(lengths)
 
     def clear(self) -> None:
-        """Empty all rows that nobody has."""
+        """Empty all rows that no request has."""
         lengths = self.session.lengths.copy()
         lengths[self.free] = 0
         self.session.truncate(lengths)

@@ -49,11 +49,11 @@ def estimate_memory(
     world: int = 1,
     recomputed: Sequence[str] = (),
 ) -> MemoryEstimate:
-    """Return the memory of a step of these micro-batches; without any, that of parameters alone.
+    """Return the memory of a step of these micro-batches; without micro-batches, of the parameters only.
 
-    Of ``world`` processes, each holds its part of the blocks of ``sharded`` components, and gathers two of
-    them at a time; ``recomputed`` components keep the inputs of blocks. With ``half``, the computation is in
-    bfloat16, as under autocast.
+    The blocks of ``sharded`` components are divided among ``world`` processes; each process gathers two
+    blocks at a time. ``recomputed`` components keep only the inputs of their blocks. With ``half``, the
+    computation is in bfloat16, as under autocast.
     """
     blocks = [block for name in sharded for block in blocks_of(name, model.get_submodule(name), "parallel")]
     shards = {id(p): world for block in blocks for p in block.parameters()}

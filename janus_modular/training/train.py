@@ -221,7 +221,7 @@ def _throughput(
     *,
     quiet: bool,
 ) -> Throughput | None:
-    """Return what measures MFU, for a model on the meta device; None where it cannot be told."""
+    """Return what measures MFU of a model on the meta device; None if FLOPs or the peak are unknown."""
     precision = autocast_dtype(config.dtype, device)
     peak, counts = peak_flops(device, precision, config.peak_flops), None
     if reads_examples(objective):

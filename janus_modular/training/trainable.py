@@ -157,7 +157,7 @@ def parameter_counts(model: JanusModel) -> list[ParameterCount]:
 
 
 def trainable_table(model: JanusModel, objective: nn.Module | None = None) -> Table:
-    """Return the parameter counts as a table for the terminal, with those of an objective itself if any."""
+    """Return parameter counts as a table for the terminal, with a row for an objective's own parameters."""
     view = Table("module", "trainable", "frozen", title="Parameters")
     for column in view.columns[1:]:
         column.justify = "right"

@@ -17,17 +17,17 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def messages(message: memoryview, field_number: int) -> Iterator[memoryview]:
-    """Yield the contents of the length-delimited fields of one number."""
+    """Yield the contents of the length-delimited fields with this number."""
     return (content for number, content in fields(message) if number == field_number)
 
 
 def texts(message: memoryview, field_number: int) -> list[str]:
-    """Return the contents of the fields of one number as text."""
+    """Return the contents of the fields with this number, as text."""
     return [str(content, "utf-8") for content in messages(message, field_number)]
 
 
 def integers(message: memoryview, field_number: int) -> list[int]:
-    """Return the integers of one number."""
+    """Return the integers in the fields with this number."""
     return [value for number, value in _parsed(message) if number == field_number and isinstance(value, int)]
 
 
