@@ -157,7 +157,7 @@ class AnswerStream(Iterator[str]):
         return next(self._batch)[1]
 
     def __repr__(self) -> str:
-        """Say in a notebook what to do with the stream."""
+        """Show, in a notebook, how to read the stream."""
         return "AnswerStream(text as it comes: iterate over it; then see .answer)"
 
     @property

@@ -102,7 +102,7 @@ def refuse_renamed(module: str, name: str, known: Container[str]) -> None:
 
 
 def explain_renamed(cls: Class) -> Class:
-    """Say the new name in errors about an old name of a class: an attribute, or a constructor's argument.
+    """Add the new name to errors about an old name of a class: an attribute, or a constructor's argument.
 
     Raises:
         AttributeError: (when an object's attribute is read) there is none of this name.

@@ -214,7 +214,7 @@ class Batch:
                 self._resume(task, result, error)
 
     def _resume(self, task: Task, value: Any = None, error: Exception | None = None) -> None:
-        """Let a task go on up to its next call, or its end."""
+        """Resume a task until its next call or its end."""
         if task.is_done:  # removed meanwhile
             return
         rows = task.view.rows

@@ -170,5 +170,5 @@ class Journal:
                 file.unlink()
 
     def close(self) -> None:
-        """Let another engine use the folder."""
+        """Release the folder, so that another engine can use it."""
         self._held.close()

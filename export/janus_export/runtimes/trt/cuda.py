@@ -89,7 +89,7 @@ class Gpu:
     def copy_across(
         self, to: int, start: int, *, width: int, rows: int = 1, stride: int = 0, to_stride: int = 0
     ) -> None:
-        """Copy ``rows`` of ``width`` bytes, that lie ``stride`` bytes apart, from one place to another."""
+        """Copy ``rows`` of ``width`` bytes, at distances of ``stride`` and ``to_stride`` bytes."""
         self._copy_rows(to, start, width, rows, to_stride, stride, "DeviceToDevice")
 
     def capture(self, record: Callable[[], None]) -> CapturedGraph:
