@@ -35,11 +35,14 @@ def make_service(
 ) -> Service:
     """Start an engine for a model; ``model`` is its path, whose last part is its name unless one is set.
 
-    ``keys``: those that open the API; None: those of the config.
+    ``keys``: those that open the API; None: those of the config. From now on, ``janus`` uses the samplers that
+    the config names.
 
     Raises:
         BundleError: a weight file of the bundle differs from its hash.
+        PluginError: there is no sampler of a name.
     """
+    janus.use_samplers(text=config.text_sampler, image=config.image_sampler)
     if isinstance(janus.runtime, VariantRuntime) and (folder := find_bundle(model)):
         check_weights(folder, janus.runtime.variant)
     keys = read_keys(config) if keys is None else keys

@@ -89,6 +89,8 @@ class ServerConfig:
     hosts: list[str] = field(
         default_factory=list
     )  # accepted Host headers; empty: this machine's, if it is bound to that
+    text_sampler: str | None = None  # registered name; null: the model's own
+    image_sampler: str | None = None  # likewise: parallel draws the same images in fewer passes
     rows: int = 8  # rows of the batch: 1 an answer, 2 an image that is drawn with guidance
     queue: int = 64  # requests that wait for rows; more are answered with 429
     journal: str | None = None  # folder of drawings' codes: after a crash, open drawings go on; null: none

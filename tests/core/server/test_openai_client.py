@@ -13,6 +13,7 @@ import openai
 import pytest
 from PIL import Image
 
+from janus_modular.errors import PluginError
 from janus_modular.janus import Janus
 from janus_modular.server import event_stream
 
@@ -275,6 +276,25 @@ def test_answers_and_drawings_of_many_clients_are_those_of_each_alone(served: An
         assert_same_codes(decoded(drawing.data[0].b64_json), expected)
     stats = served.service.engine.stats()
     assert stats.running == stats.waiting == stats.answer_rows == stats.draw_rows == 0
+
+
+def test_other_samplers_give_the_same_words_and_images(
+    start: Any, tiny_janus: Janus, monkeypatch: pytest.MonkeyPatch
+):
+    words = tiny_janus.chat("what?", max_tokens=12)
+    [image] = tiny_janus.draw("a cat", 1, seed=5)
+    for kind in ("text_sampler", "image_sampler"):  # those of the model, again after this test
+        monkeypatch.setattr(tiny_janus.runtime, kind, getattr(tiny_janus.runtime, kind))
+    served = start(text_sampler="prompt-lookup", image_sampler="parallel")
+    with served.client() as client:
+        [model] = client.models.list().data
+        assert (model.text_sampler, model.image_sampler) == ("prompt-lookup", "parallel")
+        answer = ask(client, [{"role": "user", "content": "what?"}])
+        assert answer.choices[0].message.content == words
+        assert "window" in answer.settings
+        assert_same_codes(decoded(draw(client, extra_body={"seed": 5}).data[0].b64_json), image)
+    with pytest.raises(PluginError, match="Did you mean 'parallel'"):
+        start(image_sampler="paralel")
 
 
 def test_edits_are_refused_with_the_reason(client: openai.OpenAI):
