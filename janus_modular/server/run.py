@@ -35,8 +35,8 @@ def make_service(
 ) -> Service:
     """Start an engine for a model; ``model`` is its path, whose last part is its name unless one is set.
 
-    ``keys``: those that open the API; None: those of the config. From now on, ``janus`` uses the samplers that
-    the config names.
+    ``keys``: those that open the API; None: those of the config. From now on, ``janus`` uses the
+    samplers that the config names.
 
     Raises:
         BundleError: a weight file of the bundle differs from its hash.
