@@ -168,6 +168,11 @@ class _Walk:
                 items = [self.value(item, args[0], f"{path}[{i}]", slot) for i, item in enumerate(raw)]
                 return tuple(items) if origin is tuple else items
             if origin is dict and isinstance(raw, Mapping):
+                if args[1] is ComponentSpec and slot:
+                    return {
+                        key: self.component(item, slot, _join(path, key), _named(raw, besides=key))
+                        for key, item in raw.items()
+                    }
                 return {key: self.value(item, args[1], _join(path, key), slot) for key, item in raw.items()}
             return self.error(path, _describe(raw), words(type_hint))
         try:
@@ -178,8 +183,11 @@ class _Walk:
                 path, _describe(raw), f"{words(type_hint)}: {error}" if own else words(type_hint)
             )
 
-    def component(self, raw: Any, slot: str, path: str) -> ComponentSpec | None:
-        """Build a component's options with the dataclass that it registered."""
+    def component(self, raw: Any, slot: str, path: str, siblings: Sequence[str] = ()) -> ComponentSpec | None:
+        """Build a component's options with the dataclass that it registered.
+
+        ``siblings``: the keys of complete components beside it, one of which may have been meant.
+        """
         raw = {"name": raw} if isinstance(raw, str) else raw
         name = raw.get("name") if isinstance(raw, Mapping) else None
         if not isinstance(name, str):
@@ -187,7 +195,8 @@ class _Walk:
             problem, hint = _describe(raw), f"Registered: {names}"
             if isinstance(raw, Mapping) and raw and "name" not in raw:
                 problem = f"found options without a name: {', '.join(map(str, raw))}"
-                hint = f"Add `name`. {hint}"
+                meant = f" if none of {', '.join(siblings)} was meant" if siblings else ""
+                hint = f"Add `name`{meant}. {hint}"
             return self.error(path, problem, f"{a_component(slot)}, {{name: ...}}", hint)
         try:
             entry = self.plugins.entry(slot, name)
@@ -246,3 +255,12 @@ def _key_hint(key: str, type_hints: Mapping[str, Any]) -> str:
             if is_dataclass(member) and key in {field.name for field in fields(member)}:
                 return f"Did you mean '{name}.{key}'?"
     return ""
+
+
+def _named(raw: Mapping[str, Any], besides: str) -> list[str]:
+    """Return the keys of values that name a component, but for one."""
+    return [
+        str(key)
+        for key, item in raw.items()
+        if key != besides and (isinstance(item, str) or (isinstance(item, Mapping) and "name" in item))
+    ]

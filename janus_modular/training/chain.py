@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from janus_modular.config import load, resolve
@@ -32,11 +32,21 @@ class ChainConfig:
         return [Path(stage).stem for stage in self.chain]
 
 
+OF_EVERY_STAGE = {field.name for field in fields(TrainConfig)} - {field.name for field in fields(ChainConfig)}
+"""The keys of a training config that a chain does not have itself."""
+
+
+def _first_key(override: str) -> str:
+    """Return the first part of an override's key: ``stage1`` of ``stage1.batch=64``."""
+    return override.partition("=")[0].partition(".")[0]
+
+
 def load_stages(config: str, overrides: Sequence[str], plugins: Plugins) -> dict[str, TrainConfig] | None:
     """Return the training configs of a config with ``chain``, by name; None if it has no ``chain``.
 
-    An override that begins with the name of a stage changes this stage: ``stage1.batch=64``. Others change
-    the chain's own config.
+    An override that begins with the name of a stage changes this stage: ``stage1.batch=64``. A key of
+    training configs changes every stage that has no override of its own: ``batch=64``. Others change the
+    chain's config.
 
     Raises:
         ConfigError: a config cannot be resolved, or a stage does not start from the result of the one before.
@@ -44,12 +54,16 @@ def load_stages(config: str, overrides: Sequence[str], plugins: Plugins) -> dict
     if "chain" not in (raw := load(config, (), plugins)):
         return None
     names = resolve(raw, ChainConfig, plugins).names
-    own = [text for text in overrides if not text.startswith(tuple(f"{name}." for name in names))]
+    shared = [text for text in overrides if _first_key(text) in OF_EVERY_STAGE - set(names)]
+    own = [text for text in overrides if _first_key(text) not in {*names, *OF_EVERY_STAGE}]
     whole = resolve(load(config, own, plugins), ChainConfig, plugins)
     stages: dict[str, TrainConfig] = {}
     before: TrainConfig | None = None
     for name, file in zip(whole.names, whole.chain, strict=True):
-        changes = [text.removeprefix(f"{name}.") for text in overrides if text.startswith(f"{name}.")]
+        changes = [
+            *shared,
+            *(text.removeprefix(f"{name}.") for text in overrides if _first_key(text) == name),
+        ]
         if whole.output is not None:
             changes.append(f"output={Path(whole.output) / name}")
             changes += [f"init={Path(before.output) / 'model'}"] if before else []

@@ -11,6 +11,7 @@ from janus_modular.config import load, resolve, to_yaml
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.plugins import default_plugins
+from janus_modular.training.schema import TrainConfig
 
 
 def test_a_config_beside_the_file_that_names_it_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -37,6 +38,16 @@ def test_a_component_without_a_name_and_a_misspelt_name():
     assert unnamed.hint.startswith("Add `name`. Registered: autoregressive")
     assert (misspelt.path, misspelt.hint) == ("backbone.names", "Did you mean 'name'?")
     assert misspelt.expected.startswith("one of name, pretrained, revision, config")
+
+
+def test_options_of_a_source_that_the_config_does_not_have_name_those_that_it_has():
+    tree = load("train/janus/stage1", ["sources.read.path=mine.jsonl"])
+    with pytest.raises(ConfigError) as caught:
+        resolve(tree, TrainConfig)
+    error = caught.value.errors[0]
+    assert (error.path, error.problem) == ("sources.read", "found options without a name: path")
+    expected = f"Add `name` if none of {', '.join(load('train/janus/stage1')['sources'])} was meant. "
+    assert error.hint.startswith(expected)
 
 
 def test_a_config_of_another_type_is_named_with_its_article():

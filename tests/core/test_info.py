@@ -76,10 +76,14 @@ def test_a_folder_of_no_known_format_is_an_error(tmp_path: Path):
         gather(str(tmp_path), [])
 
 
-def test_a_hub_id_is_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_id_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="'nobody/nothing' is no file or folder here, and the hub"):
         gather("nobody/nothing", [])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"The folder 'runs' is here\. Did you mean 'runs/mine'"):
+        gather("runs/mina", [])
     with pytest.raises(ConfigError, match="Did you mean 'model/tiny'"):
         gather("model/tyni", [])
 

@@ -147,6 +147,18 @@ def test_chains_that_cannot_run_are_errors(tmp_path: Path, content: Any, overrid
     assert CliRunner().invoke(app, ["config", "validate", str(file), *overrides]).exit_code == 2
 
 
+def test_a_setting_of_training_configs_changes_every_stage_but_those_with_their_own(tmp_path: Path):
+    chain = {"chain": ["train/janus/stage1", "train/janus/stage2"], "output": "runs/x"}
+    (file := tmp_path / "chain.yaml").write_text(json.dumps(chain))
+    overrides = ["stage2.batch=12", "dtype=bfloat16", "batch=6", "optimizer.lr=7e-5"]
+    stages = load_stages(str(file), overrides, default_plugins())
+    assert stages is not None
+    assert [(stage.dtype, stage.batch, stage.optimizer.lr) for stage in stages.values()] == [
+        ("bfloat16", 6, 7e-5),
+        ("bfloat16", 12, 7e-5),
+    ]
+
+
 def test_there_is_nothing_to_resume_before_a_chain_was_started(chain: Path):
     result = run(chain, "--resume")
     assert result.exit_code == 2
