@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from janus_export.bundle.bundle import load_bundle
@@ -43,37 +44,46 @@ def bundle(
     output: Path,
     *,
     prompts: Sequence[str],
-    guidance: float,
-    temperature: float,
-    seed: int,
+    settings: Mapping[str, Any],
 ) -> ReportSection:
     """Export to a bundle that runs without torch, compare its results with the model's, build engines."""
     folder = export(checkpoint, output / "bundle", ExportConfig(variants=VARIANTS))
     reports = verify(folder, checkpoint)
-    settings: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "seed": seed}
     torch_images, bundle_images = (
         Janus.from_pretrained(path, device="cpu").draw(prompts, **settings) for path in (checkpoint, folder)
     )
     if torch_images.encoded is None or bundle_images.encoded is None:
         raise ExportError("the model's image sampler returns no codes to compare; expected EncodedImages")
-    equal = float((np.stack(torch_images.encoded) == np.stack(bundle_images.encoded)).mean())
+    agreement, metrics = compare(np.stack(torch_images.encoded), np.stack(bundle_images.encoded))
     engines = build_engines(folder)
     passed = sum(report.passed for report in reports)
     return ReportSection(
         title="To production",
         text=(
             f"The same model for ONNX Runtime and TensorRT: {passed} of {len(reports)} variants of its bundle"
-            f" pass all gates. Drawn from the same noise, {equal:.1%} of the codes are torch's."
+            f" pass all gates. Drawn from the same noise, {agreement}."
         ),
         columns=("variant", "what", "result"),
         rows=[*(row for report in reports for row in table(report)), *engines],
         strips={"in torch": torch_images, "from the bundle": bundle_images},
         metrics={
             "bundle_variants_passed": passed / len(reports),
-            "bundle_codes_equal": equal,
+            **metrics,
             "engines_built": sum(label.startswith("engine of") for _, label, _ in engines),
         },
     )
+
+
+def compare(expected: NDArray[Any], found: NDArray[Any]) -> tuple[str, dict[str, float]]:
+    """Compare encoded images from torch and from a bundle; return a phrase and a metric.
+
+    Codes are compared one by one; latents by their largest difference, relative to the largest of torch's.
+    """
+    if np.issubdtype(expected.dtype, np.integer):
+        equal = float((expected == found).mean())
+        return f"{equal:.1%} of the codes are torch's", {"bundle_codes_equal": equal}
+    error = float(np.abs(expected - found).max() / np.abs(expected).max())
+    return f"latents differ from torch's by {error:.1e} of their range", {"bundle_latents_error": error}
 
 
 def build_engines(folder: Path) -> list[Row]:

@@ -22,7 +22,10 @@ def test_the_bundle_draws_what_torch_draws_and_the_table_says_what_was_proven(
     tiny_checkpoint: Path, tmp_path: Path
 ):
     section = bundle(
-        tiny_checkpoint, tmp_path, prompts=["a cat", "two dogs"], guidance=2.0, temperature=0.7, seed=3
+        tiny_checkpoint,
+        tmp_path,
+        prompts=["a cat", "two dogs"],
+        settings={"guidance": 2.0, "temperature": 0.7, "seed": 3},
     )
     assert section.metrics["bundle_codes_equal"] == 1
     failed = {(variant, gate) for variant, gate, result in section.rows if "expected" in result}

@@ -20,13 +20,17 @@ from rich.table import Table
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import load, resolve, to_plain
+from janus_modular.errors import ConfigError
 from janus_modular.janus import Janus
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.weights.files import open_weights
 from janus_plugins.demo.evaluation import ask, draw, recognised
 from janus_plugins.demo.phases import Demo, write_component
-from janus_plugins.demo.run import TOKENIZER, demo_folder, prepare_folder
+from janus_plugins.demo.run import demo_folder, prepare_folder
 from janus_plugins.demo.schema import DemoConfig
+
+TOKENIZER = "generation.tokenizer"
+"""The path of the image tokenizer in the model."""
 
 SHARED = "tokenizer-features"
 """The understanding encoder whose features are the codebook embeddings of an image tokenizer."""
@@ -101,10 +105,18 @@ def shared_config(raw: Mapping[str, Any], plugins: Plugins) -> DemoConfig:
     """Return the config with one VQ encoder for both paths, which no stage trains.
 
     The stages that train a component alone are left out: the tokenizer is that of the other model.
+
+    Raises:
+        ConfigError: the generation path has no image tokenizer.
     """
     config = resolve(raw, DemoConfig, plugins)
     plain = to_plain(config)
     path = plain["model"]["generation"]
+    if "tokenizer" not in path:
+        raise ConfigError(
+            f"model.generation: '{path['name']}' has no image tokenizer whose features an encoder could share;"
+            " expected a generation path that draws codes, such as autoregressive."
+        )
     plain["model"]["understanding"]["encoder"] = {
         "name": SHARED,
         "tokenizer": path["tokenizer"],

@@ -6,47 +6,25 @@ All distances are between pixels in [0, 1].
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from janus_modular.interfaces import ImageTokenizer
+from janus_modular.interfaces import ImageAutoencoder, ImageTokenizer
 from janus_modular.janus import Janus
 from janus_modular.sequence import Sample, Text
 from janus_plugins.demo.labelled_images import LabelledImages, to_pixels
 from janus_plugins.demo.networks import Classifier
-from janus_plugins.demo.schema import DrawingConfig
 
 BATCH_SIZE = 100
 MAX_TOKENS = 80  # of an answer; the longest name has 78 bytes
 
 Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The least value that a metric should have."""
-
-    name: str
-    least: float  # 0: the metric has no threshold
-    description: str
-
-
-THRESHOLDS = (
-    Threshold("reading_accuracy", 0.97, "held-out images read correctly"),
-    Threshold("drawing_accuracy", 0.97, "drawings that the classifier recognises as the requested class"),
-    Threshold("drawing_accuracy_t1", 0.95, "the same at temperature 1"),
-    Threshold("drawing_accuracy_t1_g1", 0.0, "the same without guidance"),
-    Threshold("classifier_accuracy", 0.98, "the classifier itself, on held-out images"),
-    Threshold("diversity_ratio", 0.6, "distance between drawings of a class, relative to real images"),
-    Threshold("nearest_ratio", 0.9, "distance to the nearest training image, relative to real images"),
-    Threshold("codes_used", 0.9, "share of the codebook in use on held-out images"),
-    Threshold("psnr_db", 21.0, "reconstruction of held-out images by the image tokenizer"),
-)
 
 
 @dataclass
@@ -104,7 +82,9 @@ def first_questions(janus: Janus, samples: Sequence[Sample]) -> tuple[list[str],
     return questions, answers
 
 
-def draw(janus: Janus, held_out: LabelledImages, settings: DrawingConfig, count: int, seed: int) -> Drawings:
+def draw(
+    janus: Janus, held_out: LabelledImages, settings: Mapping[str, Any], count: int, seed: int
+) -> Drawings:
     """Draw ``count`` images, of the classes in turn, each from a prompt and noise of its own."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(held_out.names)
@@ -113,33 +93,33 @@ def draw(janus: Janus, held_out: LabelledImages, settings: DrawingConfig, count:
 
 
 def draw_prompts(
-    janus: Janus, prompts: Sequence[str], settings: DrawingConfig, seed: int
+    janus: Janus, prompts: Sequence[str], settings: Mapping[str, Any], seed: int
 ) -> list[Image.Image]:
     """Draw an image of each prompt, each from noise of its own.
 
     Without numbers, different prompts share their noise, and metrics of such drawings vary more.
     """
-    return janus.draw(
-        prompts,
-        batch_size=BATCH_SIZE,
-        guidance=settings.guidance,
-        temperature=settings.temperature,
-        seed=seed,
-        numbers=range(len(prompts)),
-    )
+    return janus.draw(prompts, batch_size=BATCH_SIZE, **settings, seed=seed, numbers=range(len(prompts)))
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: ImageTokenizer, held_out: LabelledImages) -> tuple[list[Image.Image], int]:
-    """Encode and decode images with the tokenizer; return them, and the number of different codes."""
-    low, high = tokenizer.value_range
+def reconstruct(janus: Janus, held_out: LabelledImages) -> tuple[list[Image.Image], dict[str, float]]:
+    """Encode and decode images with the model's image tokenizer or autoencoder.
+
+    Returns the images, and for a tokenizer the metric ``codes_used``.
+    """
+    [path] = janus.model.generation.frozen_submodules
+    module = cast("ImageTokenizer | ImageAutoencoder", janus.model.get_submodule(f"generation.{path}"))
+    low, high = module.value_range
     pixels = to_pixels(held_out.images)
-    codes = tokenizer.encode(low + pixels / 255 * (high - low))
+    encoded = module.encode(low + pixels / 255 * (high - low))
     height, width = pixels.shape[-2:]
-    decoded = tokenizer.decode(codes, height=height, width=width)
+    decoded = module.decode(encoded, height=height, width=width)
     reconstructed = ((decoded - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
     images = [Image.fromarray(image) for image in reconstructed.permute(0, 2, 3, 1).numpy()]
-    return images, len(codes.unique())
+    if encoded.is_floating_point():
+        return images, {}
+    return images, {"codes_used": len(encoded.unique()) / max(cast(ImageTokenizer, module).codebooks)}
 
 
 def recognised(classifier: Classifier, drawings: Drawings) -> float:

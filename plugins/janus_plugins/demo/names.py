@@ -8,8 +8,9 @@ do with the image or the name.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from PIL import Image
 from janus_modular.janus import Janus
 from janus_plugins.demo.evaluation import distances, draw_prompts, first_questions
 from janus_plugins.demo.labelled_images import LabelledImages
-from janus_plugins.demo.schema import DrawingConfig
 
 GRID = 8
 """Drawings are compared as GRID x GRID mean colours: what is where, not how sharp its edges are."""
@@ -53,7 +53,7 @@ class NamedResults:
 
 
 def read_and_draw(
-    janus: Janus, source: LabelledImages, settings: DrawingConfig, count: int, seed: int
+    janus: Janus, source: LabelledImages, settings: Mapping[str, Any], count: int, seed: int
 ) -> NamedResults:
     """Ask for the names of ``count`` images, spread evenly over a source, and for drawings of their names."""
     indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()

@@ -103,7 +103,7 @@ def template_values(output: Path, report: NamesReport, steps: Sequence[Validated
         "seed": config.seed,
         "processes": config.processes,
         "sizes": {"train": len(report.train), "held_out": len(report.held_out), "asked": config.count},
-        "drawing": next(iter(config.drawings.values())),
+        "drawing": ", ".join(f"{key} {value}" for key, value in next(iter(config.drawings.values())).items()),
         "captions": steps[-1].captions if steps else [],
         "steps": [
             {

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -56,13 +56,11 @@ class PostTrainingStep(Protocol):
         output: Path,
         *,
         prompts: Sequence[str],
-        guidance: float,
-        temperature: float,
-        seed: int,
+        settings: Mapping[str, Any],
     ) -> ReportSection:
         """Process ``checkpoint``; files go into ``output``, the folder of the demo.
 
-        ``prompts`` ask for a drawing of each class; guidance, temperature and seed are the demo's own.
+        ``prompts`` ask for a drawing of each class; ``settings`` are the demo's own for drawings, with seed.
         """
         ...
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_modular.config import to_plain, to_yaml
-from janus_plugins.demo.evaluation import THRESHOLDS, Answers, Drawings, confusion
+from janus_plugins.demo.evaluation import Answers, Drawings, confusion
 from janus_plugins.demo.figures import (
     INK,
     STRIP_LENGTH,
@@ -29,7 +29,7 @@ from janus_plugins.demo.figures import (
 )
 from janus_plugins.demo.labelled_images import LabelledImages
 from janus_plugins.demo.post_training import ReportSection
-from janus_plugins.demo.schema import DemoConfig
+from janus_plugins.demo.schema import METRICS, DemoConfig
 
 LARGER_RUN = Path(__file__).with_name("larger_run.png")
 """Drawings of a run of ``make emoji``, which the report shows beside its own."""
@@ -71,7 +71,7 @@ def template_values(output: Path, results: Results) -> dict[str, Any]:
     grids = [
         {
             "accuracy": results.metrics[name],
-            "settings": config.drawings[name],
+            "settings": ", ".join(f"{key} {value}" for key, value in config.drawings[name].items()),
             "rows": [
                 {
                     "name": class_name,
@@ -86,7 +86,8 @@ def template_values(output: Path, results: Results) -> dict[str, Any]:
     indices = np.linspace(0, len(held_out.images) - 1, STRIP_LENGTH).astype(int)
     return {
         "metrics": results.metrics,
-        "thresholds": THRESHOLDS,
+        "descriptions": {name: text for name, text in METRICS.items() if name in results.metrics},
+        "thresholds": config.thresholds,
         "seconds": results.seconds,
         "seed": config.seed,
         "sizes": {"train": len(results.train), "held_out": len(held_out)},

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import getdoc
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -17,14 +17,14 @@ from rich.table import Table
 
 from janus_modular.atomic_writes import write_text
 from janus_modular.config import flatten, to_plain, to_yaml
-from janus_modular.errors import TrainingError
-from janus_modular.interfaces import ImageTokenizer
+from janus_modular.errors import ConfigError, PromptError, TrainingError
 from janus_modular.janus import Janus
+from janus_modular.model.build import build_model
 from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.samplers import with_settings
 from janus_modular.training.processes import check_single_process
 from janus_modular.training.run_folder import LOCK, check_output, run_folder
 from janus_plugins.demo.evaluation import (
-    THRESHOLDS,
     ask,
     draw,
     psnr,
@@ -39,13 +39,10 @@ from janus_plugins.demo.names_report import NamesReport, write_names_report
 from janus_plugins.demo.phases import Demo
 from janus_plugins.demo.post_training import PostTrainingStep, ReportSection, find_steps
 from janus_plugins.demo.report import Results, write_report
-from janus_plugins.demo.schema import DemoConfig
+from janus_plugins.demo.schema import METRICS, DemoConfig
 
 SETTINGS = "demo.yaml"
 """The file that marks the folder of a demo: its settings."""
-
-TOKENIZER = "generation.tokenizer"
-"""The path of the image tokenizer in the model."""
 
 PROMPTS = 10
 """The most prompts that a post-training step gets: one for each of the first names."""
@@ -77,7 +74,8 @@ def run_demo(
     Raises:
         TrainingError: ``output`` holds a demo of other settings or other files, another process writes it,
             or a launcher started several processes.
-        ConfigError: ``post_training_steps`` names a step that no installed package provides.
+        ConfigError: ``post_training_steps`` names a step that no installed package provides, or ``drawings``
+            a setting that the model's image sampler does not have.
     """
     with demo_folder(output):
         return _run(config, output, plugins or default_plugins(), quiet, force)
@@ -86,6 +84,7 @@ def run_demo(
 def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool, force: bool) -> dict[str, Any]:
     """Run a demo in its folder, which this process has locked."""
     post_training = find_steps(config.post_training_steps)
+    check_drawings(config, plugins)
     settings = to_yaml(config)
     if not force and is_finished(output, settings, result="report.json"):
         if not quiet:
@@ -106,9 +105,23 @@ def _run(config: DemoConfig, output: Path, plugins: Plugins, quiet: bool, force:
     write_text(output / "report.json", json.dumps(report, indent=2) + "\n")
     write()
     if not quiet:
-        Console().print(metrics_table(metrics))
+        Console().print(metrics_table(metrics, config.thresholds))
         Console().print(f"report: {output / 'report.html'}\nmodel:  {output / 'model'}")
     return report
+
+
+def check_drawings(config: DemoConfig, plugins: Plugins) -> None:
+    """Check the settings of drawings before anything is trained.
+
+    Raises:
+        ConfigError: the model's image sampler does not have a setting, or refuses its value.
+    """
+    sampler = build_model(config.model, on_meta=True, plugins=plugins).image_sampler
+    for name, settings in config.drawings.items():
+        try:
+            with_settings(plugins, "image_samplers", sampler, {**settings, "seed": config.seed})
+        except PromptError as error:
+            raise ConfigError(f"drawings.{name}: {error}") from error
 
 
 Evaluated = tuple[dict[str, float], Callable[[], Path]]
@@ -124,7 +137,6 @@ def _run_classes(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostT
     with timed("stages"):
         model = demo.stages()
     janus = Janus.from_pretrained(model, device="cpu")
-    tokenizer = cast(ImageTokenizer, janus.model.get_submodule(TOKENIZER))
     with timed("reading"):
         answers = ask(janus, held_out, config.seed)
     with timed("drawing"):
@@ -133,13 +145,13 @@ def _run_classes(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostT
             for name, settings in config.drawings.items()
         }
     sections = _finish(demo, model, held_out, timed, post_training)
-    reconstructed, codes = reconstruct(tokenizer, held_out)
+    reconstructed, encoding = reconstruct(janus, held_out)
     metrics = {"reading_accuracy": answers.accuracy}
     metrics |= {name: recognised(classifier, images) for name, images in drawings.items()}
     predicted = classifier.classify(held_out.images).numpy()
     metrics["classifier_accuracy"] = float(np.mean(predicted == held_out.labels))
     metrics |= variety(next(iter(drawings.values())), train, held_out)
-    metrics["codes_used"] = codes / max(tokenizer.codebooks)
+    metrics |= encoding
     metrics["psnr_db"] = psnr(to_grey(held_out.images), to_grey(reconstructed))
     metrics |= _section_metrics(sections)
     results = Results(
@@ -156,7 +168,6 @@ def _run_names(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostTra
     with timed("stages"):
         model = demo.stages()
     janus = Janus.from_pretrained(model, device="cpu")
-    tokenizer = cast(ImageTokenizer, janus.model.get_submodule(TOKENIZER))
     drawing = next(iter(config.drawings.values()))
     with timed("names"):
         results = {
@@ -164,11 +175,11 @@ def _run_names(demo: Demo, timed: StepTimer, post_training: Mapping[str, PostTra
             for split, source in {"trained": trained, "held_out": held_out}.items()
         }
     sections = _finish(demo, model, held_out, timed, post_training)
-    reconstructed, codes = reconstruct(tokenizer, held_out)
+    reconstructed, encoding = reconstruct(janus, held_out)
     metrics = {
         f"{split}_{name}": value for split in results for name, value in results[split].metrics().items()
     }
-    metrics["codes_used"] = codes / max(tokenizer.codebooks)
+    metrics |= encoding
     metrics["psnr_db"] = psnr(to_colours(held_out.images), to_colours(reconstructed))
     metrics |= _section_metrics(sections)
     report = NamesReport(config, metrics, timed.seconds, results, reconstructed, train, held_out, sections)
@@ -213,12 +224,10 @@ class StepTimer:
 def _drawing_arguments(held_out: LabelledImages, config: DemoConfig) -> dict[str, Any]:
     """Return prompts of the first names, and the settings of the first drawings, as a step takes them."""
     rng = np.random.default_rng(config.seed)
-    drawing = next(iter(config.drawings.values()))
+    settings = next(iter(config.drawings.values()))
     return {
         "prompts": [held_out.prompt(label, rng) for label in range(min(PROMPTS, len(held_out.names)))],
-        "guidance": drawing.guidance,
-        "temperature": drawing.temperature,
-        "seed": config.seed,
+        "settings": {**settings, "seed": config.seed},
     }
 
 
@@ -228,18 +237,17 @@ def flat_settings(config: DemoConfig) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value != {}}
 
 
-def metrics_table(metrics: Mapping[str, float]) -> Table:
+def metrics_table(metrics: Mapping[str, float], thresholds: Mapping[str, float]) -> Table:
     """Return the metrics with their thresholds, for the terminal."""
     view = Table("metric", "value", "at least", "", title="Evaluation")
-    for threshold in (threshold for threshold in THRESHOLDS if threshold.name in metrics):
-        value = metrics[threshold.name]
-        least, verdict = "", ""
-        if threshold.least:
-            least = f"{threshold.least:g}"
-            verdict = "[green]yes[/]" if value >= threshold.least else "[red]no[/]"
-        view.add_row(threshold.name, f"{value:.3f}", least, verdict)
-    for name in sorted(set(metrics) - {threshold.name for threshold in THRESHOLDS}):
-        view.add_row(name, f"{metrics[name]:.3g}", "", "")
+    for name in [*(name for name in METRICS if name in metrics), *sorted(set(metrics) - set(METRICS))]:
+        value, least, verdict = metrics[name], "", ""
+        if name in thresholds:
+            least = f"{thresholds[name]:g}"
+            verdict = "[green]yes[/]" if value >= thresholds[name] else "[red]no[/]"
+        view.add_row(name, f"{value:.3f}" if name in METRICS else f"{value:.3g}", least, verdict)
+    for name in set(thresholds) - set(metrics):
+        view.add_row(name, "not measured", f"{thresholds[name]:g}", "[red]no[/]")
     return view
 
 

@@ -9,6 +9,20 @@ from janus_modular.config.schema import ModelConfig
 from janus_modular.interfaces import ComponentSpec, component
 from janus_modular.training.schema import OptimizerConfig, ScheduleConfig
 
+METRICS = {
+    "reading_accuracy": "held-out images read correctly",
+    "drawing_accuracy": "drawings that the classifier recognises as the requested class",
+    "drawing_accuracy_t1": "the same at temperature 1",
+    "drawing_accuracy_t1_g1": "the same without guidance",
+    "drawing_accuracy_g1": "the same without guidance",
+    "classifier_accuracy": "the classifier itself, on held-out images",
+    "diversity_ratio": "distance between drawings of a class, relative to real images",
+    "nearest_ratio": "distance to the nearest training image, relative to real images",
+    "codes_used": "share of the codebook in use on held-out images",
+    "psnr_db": "reconstruction of held-out images by the image tokenizer or autoencoder",
+}
+"""Metrics with what they measure, in the order of tables."""
+
 
 @dataclass
 class PhaseConfig:
@@ -17,14 +31,6 @@ class PhaseConfig:
     batch: int = 64  # images a step
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-
-@dataclass
-class DrawingConfig:
-    """The settings of drawings that are evaluated."""
-
-    guidance: float = 2.0  # 1: none
-    temperature: float = 1.0
 
 
 @dataclass
@@ -47,8 +53,11 @@ class DemoConfig:
     common: dict[str, Any] = field(default_factory=dict)  # settings that all stages share
     processes: int = 1  # of each stage, on this machine
     trackers: list[ComponentSpec] = component("trackers")  # where the metrics of every phase are logged
-    drawings: dict[str, DrawingConfig] = field(default_factory=dict)  # by the name of the accuracy metric
+    drawings: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # settings of the image sampler, by the name of the accuracy metric: {guidance: 2.0}
     count: int = 200  # drawings for each of these
+    thresholds: dict[str, float] = field(default_factory=dict)  # the least values that metrics should have
     post_training_steps: list[str] = field(default_factory=list)  # by name, in order; of other packages
     seed: int = 0  # of weights, samples and drawings
 
@@ -65,3 +74,8 @@ class DemoConfig:
             )
         if self.count < 1 or self.seed < 0:
             raise ValueError(f"count {self.count}, seed {self.seed}: expected at least 1, and at least 0.")
+        known = {*METRICS, *self.drawings}
+        if unknown := sorted(set(self.thresholds) - known):
+            raise ValueError(
+                f"thresholds: {', '.join(unknown)}; expected some of {', '.join(sorted(known))}."
+            )

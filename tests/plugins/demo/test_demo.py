@@ -57,11 +57,11 @@ class Section:
     metrics: dict[str, float]
 
 
-def tidy(checkpoint: Path, output: Path, *, prompts: list[str], guidance: float, **settings: Any) -> Section:
+def tidy(checkpoint: Path, output: Path, *, prompts: list[str], settings: dict[str, Any]) -> Section:
     """Put the model away."""
     assert len(prompts) == 10
-    assert set(settings) == {"temperature", "seed"}
-    images = Janus.from_pretrained(checkpoint).draw(prompts[0], 2, guidance=guidance)
+    assert set(settings) == {"guidance", "temperature", "seed"}
+    images = Janus.from_pretrained(checkpoint).draw(prompts[0], 2, **settings)
     return Section(
         "Put <away>", "It is safe.", ("what",), [("shelf & box",)], {"two": images}, {"shelves": 2}
     )
