@@ -18,7 +18,7 @@ ENVIRONMENTS := $(patsubst %,.cache/%/installed,page ray aiperf helm)
 # Two workers of one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help install demo emoji ablation test test-all proof test-gpu gpu weights lint format docs wheel bench reliability bench-export clean
+.PHONY: help install demo demo-flow emoji ablation test test-all proof test-gpu gpu weights lint format docs wheel bench reliability bench-export clean
 
 # List the targets.
 help:
@@ -34,6 +34,10 @@ install: .venv/installed
 # Train a small Janus on real handwritten digits, ask it, let it draw; report in runs/demo/report.html.
 demo: install
 	$(BIN)/janus-modular demo --out runs/demo
+
+# The same with a model that draws by rectified flow, as JanusFlow; report in runs/demo-flow/report.html.
+demo-flow: install
+	$(BIN)/janus-modular demo --config demo/digits_flow --out runs/demo-flow
 
 # Train a larger Janus on 459 named images, in two processes (half an hour on two cores); report in runs/emoji/report.html.
 emoji: install .cache/images/emoji.json

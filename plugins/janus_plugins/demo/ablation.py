@@ -52,9 +52,12 @@ def run_ablation(
     Raises:
         TrainingError: ``output`` holds files that are not a demo's, another process writes it, or a launcher
             started several processes.
+        ConfigError: the generation path has no image tokenizer, which the models share.
     """
+    plugins = plugins or default_plugins()
+    shared_config(raw, plugins)  # checked before anything is trained
     with demo_folder(output):
-        return _run(raw, output, seeds, quiet, plugins or default_plugins(), force)
+        return _run(raw, output, seeds, quiet, plugins, force)
 
 
 def _run(

@@ -8,23 +8,32 @@ import pytest
 
 from janus_modular.config import load
 
-STAGES = ("tokenizer", "encoder", "stage1", "stage2")
-PHASES = ("classifier", *(f"stages.{name}" for name in STAGES))
 
-
-@pytest.fixture
-def quick() -> dict[str, Any]:
-    """Return the shipped demo with four of its stages and few steps, as plain mappings."""
-    overrides = [
-        *(f"{name}.schedule.steps=2" for name in PHASES),
-        *(f"{name}.batch=7" for name in PHASES),
+def shortened(name: str, stages: tuple[str, ...], *overrides: str) -> dict[str, Any]:
+    """Return a shipped demo with some of its stages and few steps, as plain mappings."""
+    phases = ("classifier", *(f"stages.{stage}" for stage in stages))
+    few = [
+        *(f"{phase}.schedule.steps=2" for phase in phases),
+        *(f"{phase}.batch=7" for phase in phases),
         "model.understanding.encoder.layers=1",
         "model.backbone.config.num_hidden_layers=1",
-        "model.generation.tokenizer.continuous_steps=1",
         "held_out.split=validation",
         "count=20",
         "post_training_steps=[]",
     ]
-    raw = load("demo/digits", overrides)
-    raw["stages"] = {name: raw["stages"][name] for name in STAGES}
+    raw = load(name, [*few, *overrides])
+    raw["stages"] = {stage: raw["stages"][stage] for stage in stages}
     return raw
+
+
+@pytest.fixture
+def quick() -> dict[str, Any]:
+    """Return the demo that draws codes, shortened."""
+    stages = ("tokenizer", "encoder", "stage1", "stage2")
+    return shortened("demo/digits", stages, "model.generation.tokenizer.continuous_steps=1")
+
+
+@pytest.fixture
+def quick_flow() -> dict[str, Any]:
+    """Return the demo that draws by rectified flow, shortened."""
+    return shortened("demo/digits_flow", ("autoencoder", "encoder", "stage2"))
