@@ -74,15 +74,15 @@ def bundle(
     )
 
 
-def compare(expected: NDArray[Any], found: NDArray[Any]) -> tuple[str, dict[str, float]]:
+def compare(expected: NDArray[Any], computed: NDArray[Any]) -> tuple[str, dict[str, float]]:
     """Compare encoded images from torch and from a bundle; return a phrase and a metric.
 
     Codes are compared one by one; latents by their largest difference, relative to the largest of torch's.
     """
     if np.issubdtype(expected.dtype, np.integer):
-        equal = float((expected == found).mean())
+        equal = float((expected == computed).mean())
         return f"{equal:.1%} of the codes are torch's", {"bundle_codes_equal": equal}
-    error = float(np.abs(expected - found).max() / np.abs(expected).max())
+    error = float(np.abs(expected - computed).max() / np.abs(expected).max())
     return f"latents differ from torch's by {error:.1e} of their range", {"bundle_latents_error": error}
 
 

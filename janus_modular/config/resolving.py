@@ -195,8 +195,8 @@ class _Walk:
             problem, hint = _describe(raw), f"Registered: {names}"
             if isinstance(raw, Mapping) and raw and "name" not in raw:
                 problem = f"found options without a name: {', '.join(map(str, raw))}"
-                meant = f" if none of {', '.join(siblings)} was meant" if siblings else ""
-                hint = f"Add `name`{meant}. {hint}"
+                condition = f" if none of {', '.join(siblings)} was meant" if siblings else ""
+                hint = f"Add `name`{condition}. {hint}"
             return self.error(path, problem, f"{a_component(slot)}, {{name: ...}}", hint)
         try:
             entry = self.plugins.entry(slot, name)

@@ -77,11 +77,11 @@ def resolve_pretrained(pretrained: str, revision: str | None = None, *, weights:
         owner, name, *file = pretrained.split("/", 2)
         words = [f"{owner}/{name}", *file, *(["--revision", revision] if revision else [])]
         near = [str(sibling) for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        found = f"The folder '{path.parent}' is here. {did_you_mean(str(path), near)} " if near else ""
+        parent = f"The folder '{path.parent}' is here. {did_you_mean(str(path), near)} " if near else ""
         raise CheckpointError(
             f"'{pretrained}'{f' at {revision}' if revision else ''} is no file or folder here, and the hub"
             f" did not give it:\n  {type(error).__name__}: {reason}\n"
-            f"{found}Check the name, and unset HF_HUB_OFFLINE if it is set. Without a network, fetch it on"
+            f"{parent}Check the name, and unset HF_HUB_OFFLINE if it is set. Without a network, fetch it on"
             " another machine, copy the folder, and give its path:"
             f" hf download {' '.join(words)} --local-dir FOLDER"
         ) from error
