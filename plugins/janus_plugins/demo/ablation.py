@@ -117,7 +117,7 @@ def shared_config(raw: Mapping[str, Any], plugins: Plugins) -> DemoConfig:
     path = plain["model"]["generation"]
     if "tokenizer" not in path:
         raise ConfigError(
-            f"model.generation: '{path['name']}' has no image tokenizer whose features an encoder could share;"
+            f"model.generation: '{path['name']}' has no image tokenizer, which an encoder could share;"
             " expected a generation path that draws codes, such as autoregressive."
         )
     plain["model"]["understanding"]["encoder"] = {

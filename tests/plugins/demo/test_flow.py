@@ -30,7 +30,10 @@ def test_it_has_the_metrics_of_a_model_without_codes(quick_flow: dict[str, Any],
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"drawings": {"drawing_accuracy": {"temperature": 1.0}}}, "drawings.drawing_accuracy: temperature: no"),
+        (
+            {"drawings": {"drawing_accuracy": {"temperature": 1.0}}},
+            "drawing_accuracy: temperature: no such setting",
+        ),
         ({"drawings": {"drawing_accuracy": {"steps": 0}}}, "drawings.drawing_accuracy: steps: found 0"),
         ({"thresholds": {"drawing_acuracy": 0.9}}, "thresholds: drawing_acuracy; expected some of"),
     ],
