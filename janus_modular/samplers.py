@@ -5,6 +5,7 @@ The protocols are `janus_modular.protocols.TextSampler` and `janus_modular.proto
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 
 from janus_modular.answers import AnswerRow
 from janus_modular.arguments import option
+from janus_modular.config import check_settings
 from janus_modular.errors import CheckError, JanusError, NotFiniteError, PromptError
+from janus_modular.foreign import printable, reason
 from janus_modular.protocols import (
     DrawingSteps,
     EncodedImages,
@@ -35,6 +38,8 @@ from janus_modular.suggest import did_you_mean
 if TYPE_CHECKING:
     from janus_modular.model.model import JanusModel
     from janus_modular.plugins import Plugins
+
+log = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", TextSamplerSettings, ImageSamplerSettings)
 
@@ -68,14 +73,59 @@ def with_settings(plugins: Plugins, slot: str, name: str, settings: Mapping[str,
         PromptError: the sampler has no setting of a name, or refuses a value.
     """
     entry = plugins.entry(slot, name)
-    known = [field.name for field in fields(entry.config)]
+    known = [field.name for field in fields(entry.config) if field.init]
     if unknown := sorted(set(settings) - set(known)):
         hint = " ".join(filter(None, (did_you_mean(word, known) for word in unknown)))
         raise PromptError(
             f"{', '.join(unknown)}: no such setting of the {slot_label(slot)} '{name}'; expected"
             f" {', '.join(known)}. {hint}".rstrip()
         )
-    return entry.factory, entry.config(**settings)
+    return entry.factory, _built(entry.config, settings, f"the {slot_label(slot)} '{name}'")
+
+
+def _built(schema: type[Any], settings: Mapping[str, Any], sampler: str) -> Any:
+    """Return settings as their dataclass, with values of the types that it declares.
+
+    Values are first given to the dataclass as they are: it may check and convert them itself.
+    """
+    own = None
+    try:
+        own = schema(**settings)
+    except PromptError:
+        raise
+    except Exception:  # the types of values may be the reason, which are checked next
+        log.debug("%s does not take the values as they are", sampler, exc_info=True)
+    values, errors = check_settings(schema, settings)
+    if own is not None:  # it may have converted values, such as a fraction
+        converted = {error.path: getattr(own, error.path) for error in errors}
+        wrong = {error.path for error in check_settings(schema, converted)[1]}
+        errors = [error for error in errors if error.path in wrong]
+    if errors:
+        raise PromptError(f"{sampler}: {' '.join(map(str, errors))}")
+    if own is not None and all(_is_same(values[name], settings[name]) for name in settings):
+        return own
+    try:
+        return schema(**values)
+    except PromptError:
+        raise
+    except Exception as error:
+        refused = [name for name in values if _refuses(schema, name, values[name])] or list(values)
+        found = ", ".join(f"{name}={printable(repr(values[name]), most=80)}" for name in refused)
+        text = " ".join(str(error).split()) if isinstance(error, ValueError | JanusError) else reason(error)
+        raise PromptError(f"{sampler} refuses {found or 'its own defaults'}: {text}") from error
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    return value is other or (type(value) is type(other) and bool(value == other))
+
+
+def _refuses(schema: type[Any], name: str, value: Any) -> bool:
+    """Return True if a setting is refused whatever the others are."""
+    try:
+        schema(**{name: value})
+    except Exception:
+        return True
+    return False
 
 
 class ChoosesSamplers:

@@ -25,6 +25,16 @@ def convert(value: Any, hint: Any) -> Any:
     return _converted(value, hint)
 
 
+@lru_cache(maxsize=4096)
+def is_convertible(hint: Any) -> bool:
+    """Return True if `convert` knows a type: a number, a text, or a list of these, but no function."""
+    try:
+        OmegaConf.structured(_holder(hint))
+    except Exception:  # OmegaConf's errors have no common class
+        return False
+    return True
+
+
 def _converted(value: Any, hint: Any) -> Any:
     holder = OmegaConf.structured(_holder(hint))
     OmegaConf.update(holder, "value", value)

@@ -15,6 +15,7 @@ from janus_export.bench.bytes_read import cache_read, weights_read
 from janus_export.runtimes.contract import BundleRuntime
 from janus_modular import ConfigError, Janus, Runtime, Session, SessionWrapper, TensorSpec
 from janus_modular import Sequence as Prompt
+from janus_modular.samplers import with_settings
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ class Mode:
                 f"tokens: found {steps}; expected {max_steps} at most: the context of {janus.runtime.context}"
                 " positions holds the prompt and the first step too."
             )
-        entry = janus.plugins.entry(slot, name)
-        self.sampler, self.settings = entry.factory, entry.config(**settings)
+        self.sampler, self.settings = with_settings(janus.plugins, slot, name, settings)
         self.runtime, self.prompts, self.steps = janus.runtime, prompts, steps
         self.prompt = max(map(len, prompts))
         self.rows = 0
