@@ -19,6 +19,7 @@ from janus_modular.server.api_errors import ApiError, api_error, validation_erro
 from janus_modular.server.chat_routes import chat_router
 from janus_modular.server.image_routes import image_router
 from janus_modular.server.middleware import Gate, RequestLog
+from janus_modular.server.misplaced_settings import misplaced_setting
 from janus_modular.server.openapi import describe
 from janus_modular.server.responses_routes import responses_router
 from janus_modular.server.service import ClientGoneError, Service
@@ -48,6 +49,14 @@ def create_app(service: Service) -> FastAPI:
             if service.traces is not None:
                 await asyncio.to_thread(service.traces.close)
 
+    async def answer_api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return _response(misplaced_setting(service, request.url.path, error) or error)
+
+    async def answer_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return await answer_api_error(request, validation_error(error.errors()))
+
     app = FastAPI(
         title=f"janus-modular: {service.name}",
         description="Text and images of one model, over OpenAI's API.",
@@ -58,9 +67,9 @@ def create_app(service: Service) -> FastAPI:
     )
     for router in (chat_router, image_router, responses_router, status_router):
         app.include_router(router(service))
-    app.add_exception_handler(ApiError, _answer_error)
+    app.add_exception_handler(ApiError, answer_api_error)
     app.add_exception_handler(JanusError, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientGoneError, _answer_closed_connection)
     app.add_exception_handler(Exception, _answer_unexpected)
@@ -79,11 +88,6 @@ def _response(error: ApiError) -> JSONResponse:
 
 async def _answer_error(_: Request, error: Exception) -> Response:
     return _response(api_error(error))
-
-
-async def _answer_invalid(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _response(validation_error(error.errors()))
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:

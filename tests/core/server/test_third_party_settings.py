@@ -22,6 +22,7 @@ from janus_modular import ImageSamplerSettings, TextSamplerSettings, hookimpl
 class PenaltySettings(TextSamplerSettings):
     seed: int = 0
     penalty: float = 2.0
+    presence_penalty: float = 0.0
     def __post_init__(self):
         if not self.penalty >= 1:
             raise ValueError("expected a penalty from 1")
@@ -81,4 +82,39 @@ def test_a_wrong_value_is_the_clients_error(
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         request_(client, {"settings": settings})
+    assert message in caught.value.message
+
+
+def respond(client: openai.OpenAI, body: dict[str, Any]) -> Any:
+    return client.responses.create(model="tiny", input="a", extra_body=body)
+
+
+WORDS, SHADES = "of the text sampler 'acme-words'", "of the image sampler 'acme-shades'"
+
+
+@pytest.mark.parametrize(
+    ("request_", "body", "param", "message"),
+    [
+        (ask, {"penalty": 3}, "penalty", f"penalty: no field, but a setting {WORDS}. Put it into the field"),
+        (ask, {"presence_penalty": 0.5}, "presence_penalty", f"a setting {WORDS}. Put it into"),
+        (draw, {"shade": 3}, "shade", f'{SHADES}. Put it into the field `settings`: {{"settings": {{"shade"'),
+        (respond, {"penalty": 3}, "penalty", f"a setting {WORDS}. Put it into the field `settings`"),
+        (
+            respond,
+            {"tools": [{"type": "image_generation", "shade": 3}]},
+            "tools.0.shade",
+            f"{SHADES}. Put it into the field `tools.0.settings`",
+        ),
+        (ask, {"shade": 3}, "shade", "shade: unknown, so that it would have no effect."),
+        (ask, {"stream": True, "stream_options": {"penalty": 3}}, "stream_options.penalty", "no effect"),
+        (ask, {"frequency_penalty": 0.5}, "frequency_penalty", "no penalties. Leave it out"),
+        (draw, {"numbers": [1]}, "numbers", "numbers: unknown, so that it would have no effect."),
+    ],
+)
+def test_a_setting_in_the_place_of_a_field_names_its_place(
+    client: openai.OpenAI, request_: Any, body: dict[str, Any], param: str, message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        request_(client, body)
+    assert caught.value.param == param
     assert message in caught.value.message
