@@ -151,10 +151,10 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
     model = resolved if isinstance(resolved, ModelConfig) else getattr(resolved, "model", None)
     try:
         from janus_modular.model.build import ModelBuilder, build_model
-        from janus_modular.model.checks import shape_errors
+        from janus_modular.model.checks import check_shapes
         from janus_modular.plugins import default_plugins
-        from janus_modular.training.dry_run import check_training
         from janus_modular.training.initial_model import initial_model, sampler_errors
+        from janus_modular.training.run_setup import check_training
         from janus_modular.training.schema import TrainConfig
         from janus_modular.weights.loading import parameters_on_meta
     except ModuleNotFoundError:  # without torch, only the options are checked
@@ -180,7 +180,8 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
                     ModelBuilder(plugins, on_meta=True)(spec)
         return missing
     built = build_model(model, on_meta=True)
-    if errors := shape_errors(built) or sampler_errors(built, plugins):
+    check_shapes(built, plugins)
+    if errors := sampler_errors(built, plugins):
         raise config_error(errors)
     _check_context(built)
     if is_run:

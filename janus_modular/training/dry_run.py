@@ -14,7 +14,6 @@ from torch import nn
 from janus_modular.checkpoints.native import read_record
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
-from janus_modular.objectives import Objective
 from janus_modular.plugins import Plugins
 from janus_modular.training.data_record import DataRecord
 from janus_modular.training.encode_images import open_run_codes
@@ -22,20 +21,12 @@ from janus_modular.training.flops import count_flops, describe_uncounted
 from janus_modular.training.initial_model import initial_model
 from janus_modular.training.memory import estimate_memory
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.objective import (
-    build_objective,
-    check_settings,
-    own_optimizers,
-    reads_examples,
-    trained_modules,
-)
-from janus_modular.training.optimizer import OptimizerList, build_optimizers
-from janus_modular.training.parallel import check_components
+from janus_modular.training.objective import reads_examples
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import check_output
 from janus_modular.training.run_setup import (
     autocast_dtype,
-    check_row_length,
+    check_training,
     find_checkpoint,
     open_sources,
     open_validation,
@@ -43,7 +34,7 @@ from janus_modular.training.run_setup import (
 )
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_builder import StepBatch
-from janus_modular.training.trainable import check_reached, set_trainable, trainable_table
+from janus_modular.training.trainable import check_reached, trainable_table
 
 
 def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: bool = False) -> None:
@@ -98,26 +89,6 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
         console.print(str(bad_sample), markup=False, highlight=False)
     if not reads_examples(objective):
         console.print(_memory_line(model, step_batch, layout))
-
-
-def check_training(
-    config: TrainConfig, model: JanusModel, plugins: Plugins
-) -> tuple[Objective, OptimizerList]:
-    """Check the settings of a run that name parts of the model, which may be on the device ``meta``.
-
-    Returns the objective, and the optimizers of what it and the config train.
-
-    Raises:
-        ConfigError: a setting names what the model does not have, or has no effect with the objective.
-    """
-    objective = build_objective(config.objective, model, plugins, "meta")
-    set_trainable(model, config.learn, objective.trains)
-    check_settings(config, objective)
-    if not reads_examples(objective):
-        check_row_length(config, model)
-    check_components(model, config.parallel, config.activation_checkpointing, config.compile)
-    trained = trained_modules(model, objective)
-    return objective, build_optimizers(trained, config.optimizer, own_optimizers(objective))
 
 
 def _step_table(step_batch: StepBatch) -> Table:

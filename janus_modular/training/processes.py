@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.foreign import reason
+from janus_modular.training.failing_components import raising_component
 
 T = TypeVar("T")
 
@@ -301,7 +302,11 @@ def describe_error(error: Exception) -> str:
             f"out of memory ({message or type(error).__name__}). Raise accumulate, which computes the same in"
             " smaller micro-batches, or lower length."
         )
-    return f"{type(error).__name__}: {message or 'no message'}. To see where it was raised: --traceback"
+    component = raising_component(error)
+    place = f" (in {component})" if component else ""
+    return (
+        f"{type(error).__name__}: {message or 'no message'}{place}. To see where it was raised: --traceback"
+    )
 
 
 def check_single_process() -> None:

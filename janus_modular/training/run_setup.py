@@ -13,6 +13,7 @@ from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
+from janus_modular.model.checks import check_shapes
 from janus_modular.model.model import JanusModel
 from janus_modular.objectives import Objective, ReadsExamples
 from janus_modular.plugins import Plugins
@@ -23,7 +24,16 @@ from janus_modular.suggest import did_you_mean
 from janus_modular.training.example_batches import ExampleBuilder
 from janus_modular.training.image_codes import ImageCodes
 from janus_modular.training.mixture import Mixture
-from janus_modular.training.objective import check_settings, compares_examples
+from janus_modular.training.objective import (
+    build_objective,
+    check_settings,
+    compares_examples,
+    own_optimizers,
+    reads_examples,
+    trained_modules,
+)
+from janus_modular.training.optimizer import OptimizerList, build_optimizers
+from janus_modular.training.parallel import check_components
 from janus_modular.training.processes import Processes
 from janus_modular.training.resume import Change, check_checkpoint, check_same_run
 from janus_modular.training.run_folder import incomplete_checkpoints, newest_checkpoint
@@ -31,6 +41,7 @@ from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
 from janus_modular.training.step_builder import StepBuilder
 from janus_modular.training.token_mixture import mixed_by_tokens
+from janus_modular.training.trainable import set_trainable
 from janus_modular.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -93,6 +104,29 @@ def _opened(specs: Mapping[str, ComponentSpec], path: str, plugins: Plugins) -> 
     if errors:
         raise config_error(errors)
     return opened
+
+
+def check_training(
+    config: TrainConfig, model: JanusModel, plugins: Plugins
+) -> tuple[Objective, OptimizerList]:
+    """Check a model on the device ``meta``, and the settings of a run that name parts of it.
+
+    `config validate`, dry runs and runs call this, before weights are read. Returns the objective, and the
+    optimizers of what it and the config train.
+
+    Raises:
+        ConfigError: a setting names what the model does not have, or has no effect with the objective; or a
+            component returns another shape than it declares.
+    """
+    check_shapes(model, plugins)
+    objective = build_objective(config.objective, model, plugins, "meta")
+    set_trainable(model, config.learn, objective.trains)
+    check_settings(config, objective)
+    if not reads_examples(objective):
+        check_row_length(config, model)
+    check_components(model, config.parallel, config.activation_checkpointing, config.compile)
+    trained = trained_modules(model, objective)
+    return objective, build_optimizers(trained, config.optimizer, own_optimizers(objective))
 
 
 def check_row_length(config: TrainConfig, model: JanusModel) -> None:

@@ -49,6 +49,7 @@ from janus_modular.training.run_environment import run_environment
 from janus_modular.training.run_folder import drop_old, incomplete_checkpoints, run_folder
 from janus_modular.training.run_setup import (
     autocast_dtype,
+    check_training,
     find_checkpoint,
     open_sources,
     open_validation,
@@ -155,8 +156,7 @@ def _prepare(
         if early_stop:
             early_stop.resume(training)
     on_meta = initial_model(config, plugins, "meta").model  # checked before weights are read
-    objective = build_objective(config.objective, on_meta, plugins, "meta")
-    set_trainable(on_meta, config.learn, objective.trains)
+    objective, _ = check_training(config, on_meta, plugins)
     torch.manual_seed(config.seed)
     precision = autocast_dtype(config.dtype, device)
     throughput = _throughput(on_meta, objective, config, processes, device, quiet=quiet)
