@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from janus_modular.config import component_specs, module_path
 from janus_modular.model.model import JanusModel
@@ -24,6 +28,41 @@ def raising_component(error: BaseException) -> str | None:
         found = labels.get(id(values.get("self")), found)
         frame = frame.tb_next
     return found
+
+
+@contextmanager
+def recording_non_finite(model: JanusModel, found: list[str]) -> Iterator[None]:
+    """Append the components whose outputs are not finite to ``found``, in the order in which they return.
+
+    A component that gets NaN is not the cause, and not recorded. Each is recorded once.
+    """
+    names = {module_path(path): spec.name for path, spec in component_specs(model.config)}
+
+    def hook(label: str) -> Any:
+        def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            is_cause = any(not bool(tensor.isfinite().all()) for tensor in _tensors(output)) and not any(
+                bool(tensor.isnan().any()) for tensor in _tensors((args, kwargs))
+            )
+            if is_cause and label not in found:
+                found.append(label)
+
+        return record
+
+    with ExitStack() as stack:
+        for path, module in model.components().items():
+            handle = module.register_forward_hook(hook(f"{path} ({names[path]})"), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of numbers with a fraction in a value, also in dataclasses."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            yield leaf
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            for field in fields(leaf):
+                yield from _tensors(getattr(leaf, field.name))
 
 
 def _labelled(model: JanusModel) -> Iterator[tuple[nn.Module, str]]:

@@ -38,6 +38,7 @@ def test_samples_are_named_and_shown(make: Make):
         train(config, quiet=True)
     message = "\n".join(caught.value.__notes__)
     assert "not finite, alone too: sample 3 of source 'read'. See the pages in" in message
+    assert "first component" not in message  # each component returns finite values for finite inputs
     page = (Path(config.output) / "non_finite" / "step-0000000.html").read_text("utf-8")
     assert len(re.findall("<section>", page)) == 1
     assert "white" in page

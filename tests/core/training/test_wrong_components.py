@@ -12,6 +12,7 @@ from rich.console import Console
 from janus_modular import ConfigError, TrainingError
 from janus_modular.plugins import default_plugins
 from janus_modular.training.dry_run import dry_run
+from janus_modular.training.engine import NonFiniteLossError
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train
 
@@ -74,3 +75,23 @@ def test_an_error_of_a_step_names_the_component(
         TrainingError, match=rf"RuntimeError: mat1 .* multiplied \(in {component} \({name}\)\)\."
     ):
         train(make(), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("slot", "name", "component"),
+    [("understanding_encoders", "vit", "understanding.encoder"), ("heads", "mlp", "generation.head")],
+)
+def test_the_first_component_that_returns_nan_is_named(
+    make: Make, monkeypatch: pytest.MonkeyPatch, slot: str, name: str, component: str
+) -> None:
+    module = default_plugins().entry(slot, name).factory
+    forward = module.forward
+
+    def ruined(*arguments: Any, **options: Any) -> Any:
+        return forward(*arguments, **options) * float("nan")
+
+    monkeypatch.setattr(module, "forward", ruined)
+    with pytest.raises(NonFiniteLossError, match="step 0: not finite: loss") as caught:
+        train(make(), quiet=True)
+    [note, _] = caught.value.__notes__
+    assert f"The first component whose output is not finite is {component} ({name})." in note
