@@ -232,19 +232,21 @@ class Plugins:
 
     def _unknown(self, slot: str, name: str) -> str:
         """Return the message of an unknown name: similar and registered names, and what failed to load."""
-        names = self.names(slot)
-        record = self._recorded.get((slot, name.rpartition(":")[2]))
+        names, bare = self.names(slot), name.rpartition(":")[2]
+        record = self._recorded.get((slot, bare))
+        elsewhere = [a_component(other) for other in SLOTS if any(i.name == bare for i in self.usable(other))]
         similar = self._builder_of(slot, name) or did_you_mean(name, names)
         lines = [
             f"no {slot_label(slot)} is called '{name}'.",
             f"The model was saved where it was installed: {_install_hint(record)}" if record else "",
-            similar or ("" if record else f"A component of a local file needs {FILE_HINT}"),
+            f"'{bare}' is registered as {' and as '.join(elsewhere)}." if elsewhere else "",
+            similar or ("" if record or elsewhere else f"A component of a local file needs {FILE_HINT}"),
             f"Registered: {', '.join(names) or 'none'}",
             *(str(error) for info, error in self._failed.items() if info.slot == slot),
             *(
                 f"{info.origin} declares '{info.name}' as {a_component(info.slot)}: {info.incompatibility()}"
                 for info in self.entry_points
-                if info.name == name.rpartition(":")[2] and info.slot not in SLOTS
+                if info.name == bare and info.slot not in SLOTS
             ),
             "See them all with: janus-modular plugins list",
         ]

@@ -115,6 +115,17 @@ def test_an_unknown_name_like_no_other_may_be_of_a_local_file(plugins: Plugins):
         plugins.entry("trackers", "acme-board")
 
 
+def test_a_name_of_another_slot_is_reported_with_that_slot(plugins: Plugins):
+    with pytest.raises(PluginError) as caught:
+        plugins.entry("adaptors", "siglip")
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == [
+        "no adaptor is called 'siglip'.",
+        "'siglip' is registered as an understanding encoder.",
+    ]
+    assert "--plugin FILE.py" not in str(caught.value)
+
+
 def test_a_plugin_that_failed_to_load_is_named_when_requested_and_beside_unknown_names(site: Path):
     install(site, "acme-dino", "acme_dino", "import timmm", slot="backbones", name="dino")
     plugins = found_in(site)
