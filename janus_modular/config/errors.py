@@ -21,19 +21,22 @@ class FieldError:
 
     def __str__(self) -> str:
         """Format the error as one line, or as several where the hint has line breaks."""
-        path, problem = printable(self.path or "the config", most=200), printable(self.problem, most=2000)
-        text = f"{path}: {problem}; expected {self.expected}." if self.expected else f"{path}: {problem}"
+        path, problem = printable(self.path, most=200), printable(self.problem, most=2000)
+        text = f"{path}: {problem}" if path else problem
+        text = f"{text}; expected {self.expected}." if self.expected else text
         return f"{text} {self.hint}".rstrip().replace("\n", "\n    ")
 
 
-def config_error(errors: Sequence[FieldError], *, of_components: bool = True) -> ConfigError:
+def config_error(
+    errors: Sequence[FieldError], *, of_components: bool = True, subject: str = "the config"
+) -> ConfigError:
     """Return a ConfigError that lists ``errors``.
 
     With ``of_components`` it also names the command that lists a component's options. One line installs all
-    missing extras.
+    missing extras. ``subject`` is what has the errors.
     """
     count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
-    lines = [f"the config has {count}:", *(f"  {error}" for error in errors)]
+    lines = [f"{subject} has {count}:", *(f"  {error}" for error in errors)]
     if extras := list(dict.fromkeys(extra for error in errors for extra in error.extras)):
         lines.append(f"Install what is missing: {install_hint(extras)}")
     if of_components and not all(error.extras for error in errors):

@@ -22,8 +22,12 @@ from janus_modular.suggest import did_you_mean, new_name
 T = TypeVar("T")
 
 
-def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = None) -> T:
+def resolve(
+    raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = None, *, subject: str = "the config"
+) -> T:
     """Return ``raw`` as an instance of the dataclass ``schema``, its components as `ComponentSpec`s.
+
+    ``subject``: what an error says to be wrong.
 
     Raises:
         ConfigError: lists every error with its path, what was expected and a hint; or ``raw`` is a config
@@ -36,7 +40,7 @@ def resolve(raw: Mapping[str, Any], schema: type[T], plugins: Plugins | None = N
     if walk.errors:
         inside = tuple(f"{path}{end}" for path in walk.component_paths for end in (".", "["))
         of_components = any(f"{error.path}.".startswith(inside) for error in walk.errors)
-        raise config_error(walk.errors, of_components=of_components)
+        raise config_error(walk.errors, of_components=of_components, subject=subject)
     return cast(T, instance)
 
 

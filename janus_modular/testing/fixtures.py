@@ -84,7 +84,9 @@ def component_spec(plugins: Plugins, slot: str, name: str, overrides: Iterable[s
                 example = {"name": key[1], **defaults[key]}
                 is_list = get_origin(hints[field.name]) is list
                 options[field.name] = [example, example] if is_list else example
-    return ComponentSpec(slot, name, resolve(override(options, overrides, plugins), entry.config, plugins))
+    subject = f"the config of the {slot_label(slot)} '{name}'"
+    config = resolve(override(options, overrides, plugins), entry.config, plugins, subject=subject)
+    return ComponentSpec(slot, name, config)
 
 
 def tiny_options(plugins: Plugins) -> dict[tuple[str, str], dict[str, Any]]:

@@ -179,3 +179,16 @@ def test_every_built_in_of_a_slot_with_examples_can_be_built_or_asks_for_options
             component, example = context(plugins, one.slot, one.name)()
             assert component is not None
             assert example is not None
+
+
+def test_wrong_options_name_the_component(plugins: Plugins, tmp_path: Path) -> None:
+    (tmp_path / "mixes.py").write_text(
+        MIXES.replace(
+            "# of the mixing", "\n    def __post_init__(self):\n        raise ValueError('none fits')"
+        )
+    )
+    done = CliRunner().invoke(
+        app, ["--plugin", str(tmp_path / "mixes.py"), "plugins", "check", "mixes", "strength=2"]
+    )
+    assert done.exit_code == 2
+    assert done.stderr.splitlines() == ["the config of the adaptor 'mixes' has an error:", "  none fits"]
