@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from janus_modular.answers import AnswerRow
 from janus_modular.arguments import option
-from janus_modular.config import check_settings
+from janus_modular.config.settings import check_settings
 from janus_modular.errors import CheckError, JanusError, NotFiniteError, PromptError
 from janus_modular.foreign import printable, reason
 from janus_modular.protocols import (
@@ -110,13 +110,13 @@ def _built(schema: type[Any], settings: Mapping[str, Any], sampler: str) -> Any:
         raise
     except Exception as error:
         refused = [name for name in values if _refuses(schema, name, values[name])] or list(values)
-        found = ", ".join(f"{name}={printable(repr(values[name]), most=80)}" for name in refused)
+        listed = ", ".join(f"{name}={printable(repr(values[name]), most=80)}" for name in refused)
         text = " ".join(str(error).split()) if isinstance(error, ValueError | JanusError) else reason(error)
-        raise PromptError(f"{sampler} refuses {found or 'its own defaults'}: {text}") from error
+        raise PromptError(f"{sampler} refuses {listed or 'its own defaults'}: {text}") from error
 
 
-def _is_same(value: Any, other: Any) -> bool:
-    return value is other or (type(value) is type(other) and bool(value == other))
+def _is_same(value: Any, original: Any) -> bool:
+    return value is original or (type(value) is type(original) and bool(value == original))
 
 
 def _refuses(schema: type[Any], name: str, value: Any) -> bool:

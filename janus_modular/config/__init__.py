@@ -9,12 +9,10 @@ from janus_modular.config.errors import FieldError
 from janus_modular.config.presets import shipped, shipped_folder
 from janus_modular.config.reading import load, override
 from janus_modular.config.resolving import resolve
-from janus_modular.config.settings import check_settings
 from janus_modular.config.writing import component_specs, flatten, module_path, to_plain, to_yaml
 
 __all__ = [
     "FieldError",
-    "check_settings",
     "component_specs",
     "flatten",
     "load",

@@ -34,8 +34,8 @@ def check_settings(schema: type[Any], settings: Mapping[str, Any]) -> tuple[dict
         except Exception as error:  # values of any form: OmegaConf's errors are not all of one class
             expected = words(hints[name])
             own = type(error) is ValueError  # raised by `convert` itself: its text says what is wrong
-            found = f"found {printable(repr(value), most=80)}"
-            errors.append(FieldError(name, found, f"{expected}: {error}" if own else expected))
+            problem = f"found {printable(repr(value), most=80)}"
+            errors.append(FieldError(name, problem, f"{expected}: {error}" if own else expected))
     for field in fields(schema):
         required = field.init and field.default is MISSING and field.default_factory is MISSING
         if required and field.name not in settings:

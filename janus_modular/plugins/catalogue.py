@@ -234,7 +234,9 @@ class Plugins:
         """Return the message of an unknown name: similar and registered names, and what failed to load."""
         names, bare = self.names(slot), name.rpartition(":")[2]
         record = self._recorded.get((slot, bare))
-        elsewhere = [a_component(other) for other in SLOTS if any(i.name == bare for i in self.usable(other))]
+        elsewhere = [
+            a_component(each) for each in SLOTS if any(info.name == bare for info in self.usable(each))
+        ]
         similar = self._builder_of(slot, name) or did_you_mean(name, names)
         lines = [
             f"no {slot_label(slot)} is called '{name}'.",

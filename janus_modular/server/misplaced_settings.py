@@ -39,16 +39,16 @@ def misplaced_setting(service: Service, path: str, error: ApiError) -> ApiError 
     runtime = service.janus.runtime
     sampler = runtime.image_sampler if slot == "image_samplers" else runtime.text_sampler
     try:
-        known = {field.name for field in fields(service.janus.plugins.entry(slot, sampler).config)}
+        known = {each.name for each in fields(service.janus.plugins.entry(slot, sampler).config)}
     except JanusError:  # a model whose sampler is not installed is served all the same
         return None
     if name not in known:
         return None
-    place = f"{parent}.settings" if parent else "settings"
+    field = f"{parent}.settings" if parent else "settings"
     return ApiError(
         error.status,
         f"{error.param}: no field, but a setting of the {slot_label(slot)} '{sampler}'. Put it into the field"
-        f' `{place}`: {{"settings": {{"{name}": ...}}}}',
+        f' `{field}`: {{"settings": {{"{name}": ...}}}}',
         code=error.code,
         param=error.param,
     )

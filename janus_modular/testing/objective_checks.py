@@ -123,6 +123,6 @@ def check_objective_examples(objective: Any, example: ObjectiveExample) -> None:
         )
         ensure(first.keys() == second.keys(), f"it has {[*first]} once, and {[*second]} then")
         for name, array in first.items():
-            found = f"'{name}' is of type {type(array).__name__}; expected a numpy array: np.asarray(x)"
-            ensure(isinstance(array, np.ndarray), found)
+            problem = f"'{name}' is of type {type(array).__name__}; expected a numpy array: np.asarray(x)"
+            ensure(isinstance(array, np.ndarray), problem)
             ensure(np.array_equal(array, second[name]), f"'{name}' differs for the same generator")

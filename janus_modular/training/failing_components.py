@@ -20,19 +20,19 @@ def raising_component(error: BaseException) -> str | None:
     It is that of the last module of a model among the traceback's frames.
     """
     labels: dict[int, str] = {}  # by the id of each module
-    found, frame = None, error.__traceback__
+    component, frame = None, error.__traceback__
     while frame is not None:
         values = frame.tb_frame.f_locals
         if not labels and (model := next((v for v in values.values() if isinstance(v, JanusModel)), None)):
             labels = {id(module): label for module, label in _labelled(model)}
-        found = labels.get(id(values.get("self")), found)
+        component = labels.get(id(values.get("self")), component)
         frame = frame.tb_next
-    return found
+    return component
 
 
 @contextmanager
-def recording_non_finite(model: JanusModel, found: list[str]) -> Iterator[None]:
-    """Append the components whose outputs are not finite to ``found``, in the order in which they return.
+def recording_non_finite(model: JanusModel, causes: list[str]) -> Iterator[None]:
+    """Append the components whose outputs are not finite to ``causes``, in the order in which they return.
 
     A component that gets NaN is not the cause, and not recorded. Each is recorded once.
     """
@@ -43,8 +43,8 @@ def recording_non_finite(model: JanusModel, found: list[str]) -> Iterator[None]:
             is_cause = any(not bool(tensor.isfinite().all()) for tensor in _tensors(output)) and not any(
                 bool(tensor.isnan().any()) for tensor in _tensors((args, kwargs))
             )
-            if is_cause and label not in found:
-                found.append(label)
+            if is_cause and label not in causes:
+                causes.append(label)
 
         return record
 

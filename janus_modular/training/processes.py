@@ -303,9 +303,9 @@ def describe_error(error: Exception) -> str:
             " smaller micro-batches, or lower length."
         )
     component = raising_component(error)
-    place = f" (in {component})" if component else ""
+    suffix = f" (in {component})" if component else ""
     return (
-        f"{type(error).__name__}: {message or 'no message'}{place}. To see where it was raised: --traceback"
+        f"{type(error).__name__}: {message or 'no message'}{suffix}. To see where it was raised: --traceback"
     )
 
 
