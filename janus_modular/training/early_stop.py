@@ -15,12 +15,14 @@ KEY = "early_stop"
 
 @dataclass
 class EarlyStop:
-    """The lowest loss of a held-out source, and the number of validations since."""
+    """The losses of a held-out source that later ones are compared with, and the validations since."""
 
     config: EarlyStopConfig
-    best: float | None = None
+    best: float | None = None  # the last loss that was lower than those before by more than min_delta
     best_step: int = 0
-    waited: int = 0  # validations without a lower loss
+    waited: int = 0  # validations since then
+    lowest: float | None = None  # of all, by however little: of the checkpoint to keep
+    lowest_step: int = 0
 
     @property
     def is_over(self) -> bool:
@@ -30,6 +32,8 @@ class EarlyStop:
     def update(self, step: int, values: Mapping[str, float]) -> None:
         """Compare the losses of a validation after ``step`` steps with the lowest."""
         loss = values[f"validation/{self.config.source}"]
+        if self.lowest is None or loss < self.lowest:
+            self.lowest, self.lowest_step = loss, step
         if self.best is None or loss < self.best - self.config.min_delta:
             self.best, self.best_step, self.waited = loss, step, 0
         else:
@@ -42,6 +46,8 @@ class EarlyStop:
             "best": self.best,
             "best_step": self.best_step,
             "waited": self.waited,
+            "lowest": self.lowest,
+            "lowest_step": self.lowest_step,
             "is_over": self.is_over,
         }
 
@@ -59,6 +65,9 @@ class EarlyStop:
                 best = saved["best"]
                 self.best = None if best is None else float(best)
                 self.best_step, self.waited = int(saved["best_step"]), int(saved["waited"])
+                lowest = saved.get("lowest", best)  # older checkpoints lack it
+                self.lowest = None if lowest is None else float(lowest)
+                self.lowest_step = int(saved.get("lowest_step", self.best_step))
         except (LookupError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint's record of early_stop is damaged: {type(error).__name__}: {error}. Resume"
@@ -66,9 +75,13 @@ class EarlyStop:
             ) from error
 
     def __str__(self) -> str:
+        since = "1 validation" if self.waited == 1 else f"{self.waited:,} validations"
+        text = f"stopped early: the loss of {self.config.source} was lowest after step {self.lowest_step:,}"
+        if not self.config.min_delta:
+            return f"{text} ({self.lowest:.4g}), and the {since} since gave no lower one"
         return (
-            f"stopped early: the loss of {self.config.source} was lowest after step {self.best_step:,}"
-            f" ({self.best:.4g}), and the {self.waited} validations since gave no lower one"
+            f"{text} ({self.lowest:.4g}); {since} since step {self.best_step:,} ({self.best:.4g}) gave none"
+            f" that is lower by more than min_delta, {self.config.min_delta:g}"
         )
 
 

@@ -36,6 +36,35 @@ def test_patience_counts_validations_since_the_lowest_loss() -> None:
     assert again == state
 
 
+@pytest.mark.parametrize(
+    ("settings", "losses", "message"),
+    [
+        (
+            {"patience": 1, "min_delta": 0.2},
+            [0.9, 0.6, 0.5],
+            "the loss of x was lowest after step 15 (0.5); 1 validation since step 10 (0.6) gave none that is"
+            " lower by more than min_delta, 0.2",
+        ),
+        (
+            {"patience": 2},
+            [0.9, 0.6, 0.7, 0.6],
+            "the loss of x was lowest after step 10 (0.6), and the 2 validations since gave no lower one",
+        ),
+    ],
+)
+def test_the_message_names_the_step_of_the_lowest_loss(
+    settings: dict[str, Any], losses: list[float], message: str
+) -> None:
+    """Also where that is lower than the loss before by less than ``min_delta``, and after a resume."""
+    state = EarlyStop(EarlyStopConfig("x", **settings))
+    for number, loss in enumerate(losses, 1):
+        state.update(5 * number, {"validation/x": loss})
+    again = EarlyStop(state.config)
+    again.resume({"early_stop": state.to_dict()})
+    assert state.is_over
+    assert str(state) == str(again) == f"stopped early: {message}"
+
+
 def test_a_run_ends_early_and_counts_as_finished(make: Make, data: Path, metrics: Any) -> None:
     """No loss is lower by 100: the run ends after the first validation and two more."""
     config = make(validation=early(data, patience=2, min_delta=100))
