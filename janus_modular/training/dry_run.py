@@ -77,7 +77,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
     codes = open_run_codes(config, assembly, plugins)
     builder = step_builder(config, sources, assembly, objective, processes, codes)
     check_reached(model, builder, config)
-    open_validation(config, builder, plugins, objective)
+    open_validation(config, builder, plugins, objective, assembly)
     console.print("the weights were not read; the run checks at its start that all are finite")
     step_batch = builder.build(0)
     console.print(_step_table(step_batch))

@@ -19,6 +19,7 @@ from janus_modular.model.model import JanusModel
 from janus_modular.plugins import Plugins
 from janus_modular.samplers import unusable_samplers
 from janus_modular.training.parallel import PartLoader, local_tensor, renew_shards
+from janus_modular.training.sampler_check import image_sampler_mismatch
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.wrapping import wrap_components
 from janus_modular.weights.loading import non_finite
@@ -115,6 +116,8 @@ def sampler_errors(model: JanusModel, plugins: Plugins) -> list[FieldError]:
     drawing = "image_sampler" if model.config.image_sampler else "generation"
     paths = {"chat": config_path(model.config, "text_sampler"), "draw": config_path(model.config, drawing)}
     unusable = unusable_samplers(model, plugins)
+    if "draw" not in unusable and (mismatch := image_sampler_mismatch(model, plugins)):
+        unusable["draw"] = mismatch
     return [FieldError(paths[command], reason, "") for command, reason in unusable.items()]
 
 

@@ -42,7 +42,7 @@ from janus_modular.training.step_batches import BatchBuilder
 from janus_modular.training.step_builder import StepBuilder
 from janus_modular.training.token_mixture import mixed_by_tokens
 from janus_modular.training.trainable import set_trainable
-from janus_modular.training.validation import Validation
+from janus_modular.training.validation import Validation, check_samplers
 
 log = logging.getLogger(__name__)
 
@@ -76,18 +76,25 @@ def open_sources(
 
 
 def open_validation(
-    config: TrainConfig, builder: StepBuilder, plugins: Plugins, objective: Objective
+    config: TrainConfig,
+    builder: StepBuilder,
+    plugins: Plugins,
+    objective: Objective,
+    assembly: ModelAssembly,
 ) -> Validation | None:
     """Open the sources that are held out, and prepare their samples; None if the run is not validated.
 
     Raises:
-        ConfigError: a source or an image of a question cannot be opened.
+        ConfigError: a source or an image of a question cannot be opened, or the model cannot draw or answer.
         DataError: a sample cannot be used.
     """
     if not config.validation.every:
         return None
     sources = _opened(config.validation.sources, "validation.sources", plugins)
-    return Validation(config, sources, builder, plugins, objective)
+    validation = Validation(config, sources, builder, plugins, objective)
+    check_samplers(config, assembly.model, plugins)
+    validation.check_prompts(assembly)
+    return validation
 
 
 def _opened(specs: Mapping[str, ComponentSpec], path: str, plugins: Plugins) -> dict[str, Source]:
@@ -122,6 +129,7 @@ def check_training(
     objective = build_objective(config.objective, model, plugins, "meta")
     set_trainable(model, config.learn, objective.trains)
     check_settings(config, objective)
+    check_samplers(config, model, plugins)
     if not reads_examples(objective):
         check_row_length(config, model)
     check_components(model, config.parallel, config.activation_checkpointing, config.compile)

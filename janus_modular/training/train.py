@@ -202,7 +202,7 @@ def _prepare(
     derived = DerivedWeights(model, objective.trains)
     builder = step_builder(config, data, assembly, objective, processes, codes)
     check_reached(model, builder, config)
-    validation = open_validation(config, builder, plugins, objective)
+    validation = open_validation(config, builder, plugins, objective, assembly)
     trackers = open_trackers(config, plugins) if processes.is_first else []
     environment = run_environment(plugins, plugins_of(assembly, plugins)) if processes.is_first else {}
     digest = loader.digest.hexdigest()

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from janus_modular.arguments import conversation
 from janus_modular.atomic_writes import atomic_replace, write_text
 from janus_modular.checkpoints.assembly import ModelAssembly
-from janus_modular.errors import ConfigError, TrainingError
+from janus_modular.config.errors import FieldError, config_error
+from janus_modular.errors import ConfigError, JanusError, PromptError, TrainingError
 from janus_modular.foreign import reason
 from janus_modular.janus import Janus
 from janus_modular.model.model import JanusModel
@@ -22,6 +24,7 @@ from janus_modular.objectives import Objective
 from janus_modular.plugins import Plugins
 from janus_modular.processing.image_io import open_image
 from janus_modular.protocols import LogsImages, LogsTexts, Source, Tracker
+from janus_modular.samplers import with_settings
 from janus_modular.training.compilation import uncompiled
 from janus_modular.training.engine import Engine
 from janus_modular.training.mixture import Mixture, MixturePhase
@@ -34,6 +37,7 @@ from janus_modular.training.objective import (
 )
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_folder import VALIDATION, step_name
+from janus_modular.training.sampler_check import image_sampler_mismatch
 from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder, with_equal_passes
 from janus_modular.training.step_builder import StepBatch, StepBuilder
@@ -72,6 +76,29 @@ class Validation:
             (question["text"], [_image(path) for path in question.get("images", ())])
             for question in self.config.questions
         ]
+
+    def check_prompts(self, assembly: ModelAssembly) -> None:
+        """Check that the context holds each prompt with its image, and each question with its images.
+
+        Raises:
+            ConfigError: lists every prompt and question that it does not hold, or that cannot be rendered.
+        """
+        processor, context = assembly.processor, assembly.model.backbone.context
+        errors = []
+        for prompt in self.config.prompts:
+            try:
+                processor.draw_prompt(prompt)
+            except PromptError as error:
+                errors.append(FieldError(f"validation.prompts: {prompt!r:.60}", str(error), ""))
+        for question, images in self.questions:
+            try:
+                length = len(processor.chat_prompt(conversation(question, images)))
+                if length >= context:
+                    raise PromptError(f"{length} positions; the context has {context}: shorten it")
+            except PromptError as error:
+                errors.append(FieldError(f"validation.questions: {question!r:.60}", str(error), ""))
+        if errors:
+            raise config_error(errors, of_components=False)
 
     def is_due(self, done: int, last: int) -> bool:
         """Return True if the model is to be validated after ``done`` steps of ``last``."""
@@ -194,6 +221,31 @@ class Validation:
                     tracker.log_images(done, images)
                 if texts and isinstance(tracker, LogsTexts):
                     tracker.log_texts(done, texts)
+
+
+def check_samplers(config: TrainConfig, model: JanusModel, plugins: Plugins) -> None:
+    """Check that the model's samplers take the settings of validation, and fit the model. No file is read.
+
+    Raises:
+        ConfigError: lists every setting that a sampler refuses, or says why it cannot drive the model.
+    """
+    validation = config.validation
+    drawing = {"guidance": validation.guidance, "temperature": validation.temperature}
+    settings = {key: ("image_samplers", model.image_sampler, value) for key, value in drawing.items()}
+    if validation.questions:
+        settings["max_tokens"] = ("text_samplers", model.text_sampler, validation.max_tokens)
+    errors = []
+    for key, (slot, name, value) in settings.items():
+        try:
+            if value is not None:
+                with_settings(plugins, slot, name, {key: value})
+        except JanusError as error:
+            text = str(error).removeprefix(f"{key}: ")
+            errors.append(FieldError(f"validation.{key}", text, ""))
+    if validation.prompts and not errors and (mismatch := image_sampler_mismatch(model, plugins)):
+        errors.append(FieldError("validation.prompts", mismatch, ""))
+    if errors:
+        raise config_error(errors, of_components=False)
 
 
 @contextmanager

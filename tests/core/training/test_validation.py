@@ -15,11 +15,15 @@ from rich.console import Console
 
 from janus_modular import ConfigError
 from janus_modular.checkpoints import ModelAssembly
+from janus_modular.config import load, resolve
+from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
 from janus_modular.model.batch import collate
+from janus_modular.model.build import build_model
 from janus_modular.plugins import default_plugins
 from janus_modular.training.dry_run import dry_run
 from janus_modular.training.run_setup import open_sources
+from janus_modular.training.sampler_check import image_sampler_mismatch
 from janus_modular.training.train import train
 from janus_modular.training.validation_schema import ValidationConfig
 from janus_modular.weights.files import open_weights
@@ -164,6 +168,49 @@ def test_what_cannot_be_measured_is_an_error_before_the_run(
     ):
         with pytest.raises(ConfigError, match=message):
             run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": -1}, r"validation\.temperature: found -1"),
+        ({"guidance": 1e9}, r"validation\.guidance: found 1000000000"),
+        ({"prompts": ["red" * 500]}, r"validation\.prompts: 'redred.*(?s:.*)positions"),
+        ({"questions": [{"text": "Colour?" * 300}]}, r"validation\.questions: 'Colour.*positions"),
+        ({"questions": [{"text": "Alike?", "images": 40}]}, r"validation\.questions: 'Alike.*positions"),
+    ],
+)
+def test_what_samplers_refuse_is_an_error_before_the_run(
+    make: Make, data: Path, changes: dict[str, Any], message: str
+) -> None:
+    for question in changes.get("questions", ()):
+        question["images"] = [str(data / "red.png")] * question.get("images", 0)
+    config = make(validation=validated(data, **changes))
+    for action in (
+        lambda: dry_run(config, default_plugins(), Console(quiet=True)),
+        lambda: train(config, quiet=True),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            action()
+
+
+def test_an_image_sampler_that_does_not_fit_the_path_is_an_error(make: Make, data: Path) -> None:
+    config = make(model__image_sampler="rectified-flow")
+    for action in (
+        lambda: dry_run(config, default_plugins(), Console(quiet=True)),
+        lambda: train(config, quiet=True),
+    ):
+        with pytest.raises(ConfigError, match="'rectified-flow' needs the size 'encoded_shape'"):
+            action()
+
+
+@pytest.mark.parametrize("sampler", ["autoregressive", "parallel", "rectified-flow"])
+@pytest.mark.parametrize("path", ["autoregressive", "rectified-flow"])
+def test_samplers_fit_their_own_paths(path: str, sampler: str) -> None:
+    name = {"autoregressive": "tiny", "rectified-flow": "tiny_flow"}[path]
+    model = build_model(resolve(load(name, [f"image_sampler={sampler}"]), ModelConfig), on_meta=True)
+    mismatch = image_sampler_mismatch(model, default_plugins())
+    assert bool(mismatch) == ((path == "rectified-flow") != (sampler == "rectified-flow"))
 
 
 @pytest.mark.parametrize(
