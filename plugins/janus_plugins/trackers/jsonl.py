@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_modular import ComponentConfig, Registry, Tracker, hookimpl
+from janus_plugins.trackers.run_files import check_run_file
 
 
 @dataclass
@@ -15,6 +16,10 @@ class JsonlConfig(ComponentConfig):
     """The file of the lines."""
 
     file: str = "metrics.jsonl"  # in the run's folder
+
+    def __post_init__(self) -> None:
+        """Check that the run itself does not write the file."""
+        check_run_file("file", self.file)
 
 
 class JsonlTracker:
@@ -24,8 +29,8 @@ class JsonlTracker:
     """
 
     def __init__(self, config: JsonlConfig, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / config.file
+        self.path = folder / config.file.strip()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._last: int | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from janus_modular import ComponentConfig, Registry, Tracker, hookimpl
+from janus_plugins.trackers.run_files import check_run_file
 
 
 @dataclass
@@ -20,12 +21,16 @@ class TensorboardConfig(ComponentConfig):
 
     folder: str = "tensorboard"  # in the run's folder
 
+    def __post_init__(self) -> None:
+        """Check that the run itself does not write the folder."""
+        check_run_file("folder", self.folder)
+
 
 class TensorboardTracker:
     """Writes event files. A resumed run hides earlier values of the same steps."""
 
     def __init__(self, config: TensorboardConfig, folder: Path) -> None:
-        self._folder = folder / config.folder
+        self._folder = folder / config.folder.strip()
         self._writer: SummaryWriter | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

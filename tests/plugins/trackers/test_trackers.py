@@ -3,9 +3,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from janus_modular import ConfigError
+from janus_modular.config import load, resolve
+from janus_modular.training.non_finite_samples import FOLDER
+from janus_modular.training.run_folder import LOCK, VALIDATION
+from janus_modular.training.schema import TrainConfig
 from janus_plugins.trackers.jsonl import JsonlConfig, JsonlTracker
+from janus_plugins.trackers.run_files import RESERVED
 from janus_plugins.trackers.tensorboard import TensorboardConfig, TensorboardTracker
 
 
@@ -39,3 +46,33 @@ def test_tracker_without_values_closes(tmp_path: Path) -> None:
     TensorboardTracker(TensorboardConfig(), tmp_path).close()
     JsonlTracker(JsonlConfig(), tmp_path).close()
     assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(("name", "key"), [("jsonl", "file"), ("tensorboard", "folder")])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        *((name, "the run itself writes") for name in RESERVED),
+        ("Checkpoints/x", "the run itself writes"),
+        ("./model", "the run itself writes"),
+        ("", "names nothing"),
+        (".", "names nothing"),
+        ("../../x.jsonl", "lies outside"),
+        ("/tmp/x.jsonl", "lies outside"),
+        ("x" * 300, "longer than 255 bytes"),
+    ],
+)
+def test_a_name_in_the_way_of_the_run_is_an_error(name: str, key: str, value: str, problem: str) -> None:
+    raw = load("train/janus_pro/stage1", ["model=tiny"]) | {"trackers": [{"name": name, key: value}]}
+    with pytest.raises(ConfigError, match=rf"trackers.*{key}: found .*{problem}"):
+        resolve(raw, TrainConfig)
+
+
+def test_the_reserved_names_are_those_of_a_run() -> None:
+    assert {LOCK, VALIDATION, FOLDER} <= set(RESERVED)
+
+
+def test_jsonl_makes_the_folder_of_its_file(tmp_path: Path) -> None:
+    tracker = JsonlTracker(JsonlConfig(file="logs/here.jsonl"), tmp_path)
+    tracker.log(1, {"loss": 1.0})
+    assert (tmp_path / "logs/here.jsonl").is_file()
