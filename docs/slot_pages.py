@@ -58,6 +58,7 @@ RELATED: dict[str, tuple[str, ...]] = {
         *("graph_specs.TensorSpec", "capabilities.DeclaresCache", "capabilities.DeclaresPositions"),
         *(
             "capabilities.AttendsTogether",
+            "capabilities.ChecksPacking",
             "capabilities.MasksPositions",
             "capabilities.ReturnsLayer",
             "capabilities.LoadsPretrained",

@@ -48,6 +48,7 @@ from .capabilities import EncodesImages as EncodesImages
 from .capabilities import ReturnsLayer as ReturnsLayer
 from .protocols import Fingerprinted as Fingerprinted
 from .capabilities import AttendsTogether as AttendsTogether
+from .capabilities import ChecksPacking as ChecksPacking
 from .capabilities import DeclaresCache as DeclaresCache
 from .capabilities import DeclaresFlops as DeclaresFlops
 from .capabilities import DeclaresPositions as DeclaresPositions

@@ -84,6 +84,18 @@ class AttendsTogether(Backbone, Protocol):
 
 
 @runtime_checkable
+class ChecksPacking(Backbone, Protocol):
+    """A backbone of which some configs do not keep the sequences of a row apart, and cannot be trained."""
+
+    def refuse_packing(self) -> str:
+        """Return why this backbone, as configured, cannot be trained on packed rows; "" if it can.
+
+        It is asked before a run, on the meta device: weights have no values.
+        """
+        ...
+
+
+@runtime_checkable
 class ReshapesGrid(Adaptor, Protocol):
     """An adaptor that changes the grid: its positions have other rows and columns than the features."""
 

@@ -13,7 +13,7 @@ from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.build import ModelBuilder
-from janus_modular.model.checks import check_shapes
+from janus_modular.model.checks import check_packing, check_shapes
 from janus_modular.model.model import JanusModel
 from janus_modular.objectives import Objective, ReadsExamples
 from janus_modular.plugins import Plugins
@@ -132,6 +132,7 @@ def check_training(
     check_samplers(config, model, plugins)
     if not reads_examples(objective):
         check_row_length(config, model)
+        check_packing(model)
     check_components(model, config.parallel, config.activation_checkpointing, config.compile)
     trained = trained_modules(model, objective)
     return objective, build_optimizers(trained, config.optimizer, own_optimizers(objective))

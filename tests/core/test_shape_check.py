@@ -122,6 +122,49 @@ def test_images_that_are_too_small_to_read_are_refused(encoder: str, words: list
     assert said in error
 
 
+SIZES = "hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 4, vocab_size: 320"
+LLAMA = f"{SIZES}, max_position_embeddings: 512, intermediate_size: 128"
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        (f"llama, {LLAMA}", ""),
+        (f"llama, {LLAMA}, num_key_value_heads: 3", "fails with a row of four positions, (1, 4, 64)"),
+        (f"qwen2, {LLAMA}, num_key_value_heads: 3", "fails with a row of four positions, (1, 4, 64)"),
+        (
+            "gptj, n_embd: 64, n_layer: 2, n_head: 4, vocab_size: 320, n_positions: 512, rotary_dim: 32",
+            "fails with a row of four positions, (1, 4, 64)",
+        ),
+        (f"bloom, {SIZES}", "whose config has no max_position_embeddings; expected"),
+        ("mamba, hidden_size: 64, vocab_size: 320", "whose config has no max_position_embeddings; expected"),
+    ],
+)
+def test_a_backbone_that_cannot_read_a_row_is_named(family: str, said: str) -> None:
+    code, error = validated("tiny", f"backbone={{name: hf, config: {{model_type: {family}}}}}")
+    assert code == (2 if said else 0), error
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    "family",
+    [f"bert, {LLAMA}", f"opt, {LLAMA.partition(', inter')[0]}, word_embed_proj_dim: 64"],
+)
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_backbone_that_does_not_keep_packed_sequences_apart_is_refused(
+    family: str, is_wrapped: bool
+) -> None:
+    backbone = f"{{name: hf, config: {{model_type: {family}}}}}"
+    if is_wrapped:
+        backbone = f"{{name: lora, backbone: {backbone}}}"
+    code, error = validated(
+        "train/janus_pro/stage1", "model=tiny", "length=256", f"model.backbone={backbone}"
+    )
+    assert code == 2
+    assert "model.backbone: " in error
+    assert "does not keep sequences apart that share a row" in error
+
+
 def test_a_config_is_compared_with_the_folders_that_it_names(tmp_path: Path) -> None:
     """`info` refuses the same."""
     llama, siglip = f"{tmp_path}/llama", f"{tmp_path}/siglip"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ from janus_plugins.backbones.attention_masks import block_mask, refuse_blocks, r
 from janus_plugins.backbones.decoder_config import decoder_config
 from janus_plugins.backbones.kv_cache import KVCache, attention_modules, cached_attention
 from janus_plugins.backbones.rope import separate_sequences
+from janus_plugins.backbones.small_decoder import small_decoder
 from janus_plugins.hf_config_keys import check_values, naming_settings
 from janus_plugins.hf_folders import (
     DECODER_PREFIXES,
@@ -48,6 +50,8 @@ from janus_plugins.hf_folders import (
     unused_weights,
 )
 from janus_plugins.hf_rope_keys import refuse_unread_factor
+
+log = logging.getLogger(__name__)
 
 CACHED_ATTENTION = "janus_kv_cache"
 AttentionInterface.register(CACHED_ATTENTION, cached_attention)
@@ -101,6 +105,12 @@ class HfBackbone(nn.Module):
                 " add the rule to HfBackbone.logits and its family to the parity test"
             )
         refuse_chunks(family)
+        if missing := [key for key in ("hidden_size", "max_position_embeddings") if not hasattr(family, key)]:
+            raise ConfigError(
+                f"found the family '{family.model_type}', whose config has no {' and no '.join(missing)};"
+                " expected one with positions, which keep the sequences of a row apart: choose another"
+                " model_type, such as llama, qwen3 or gemma3_text"
+            )
         self.hidden_size: int = family.hidden_size
         self.context: int = family.max_position_embeddings
         embedding = model.get_input_embeddings()
@@ -261,6 +271,23 @@ class HfBackbone(nn.Module):
             return self.body(**inputs, use_cache=False)[0]
         output = self.body(**inputs, use_cache=False, output_hidden_states=True)
         return output[0], output.hidden_states[layer]
+
+    def refuse_packing(self) -> str:
+        """Return why training refuses this family; "" where nothing is known against it before."""
+        decoder = small_decoder(self.model.config, build_decoder)
+        if decoder is None:
+            return ""
+        small = HfBackbone.__new__(HfBackbone)
+        nn.Module.__init__(small)
+        small._packing_checked = False
+        try:
+            small._adopt(decoder)
+            small._check_packing(torch.linspace(-1, 1, self.hidden_size)[None, None])
+        except ConfigError as error:
+            return str(error)
+        except Exception:  # of the small decoder alone: the shapes of the whole were checked before
+            log.debug("packing cannot be checked before training", exc_info=True)
+        return ""
 
     @torch.no_grad()
     def _check_packing(self, x: Tensor) -> None:

@@ -16,6 +16,7 @@ from janus_modular import (
     AttendsTogether,
     Backbone,
     Cache,
+    ChecksPacking,
     ComponentSpec,
     DeclaresCache,
     DeclaresPositions,
@@ -100,6 +101,10 @@ class LoraBackbone(LowRankAdapters):
         if isinstance(self.backbone, AttendsTogether):
             return self.backbone.refuse_together()
         return f"'{self.config.backbone.name}', which it adapts, is causal: choose another backbone"
+
+    def refuse_packing(self) -> str:
+        """Return why the wrapped backbone does not keep packed sequences apart; "" if it does."""
+        return self.backbone.refuse_packing() if isinstance(self.backbone, ChecksPacking) else ""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (..., D) into text logits (..., V); these layers have no adapters."""

@@ -170,6 +170,14 @@ def test_a_family_that_ignores_packing_is_refused() -> None:
         backbone(torch.randn(1, 4, 32), positions=torch.tensor([[0, 1, 0, 1]]))
 
 
+def test_families_that_keep_packed_sequences_apart_are_not_refused_before_training(
+    backbone: HfBackbone,
+) -> None:
+    state = torch.get_rng_state()
+    assert backbone.to("meta").refuse_packing() == ""
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_packing_is_checked_once_numbers_are_finite() -> None:
     """With NaN or infinity nothing can be compared, and a tolerance of infinity would accept every family."""
     backbone = HfBackbone(
