@@ -50,8 +50,7 @@ def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[Fiel
 
     The encoder gets the image, and the adaptor gets features of the shape that the encoder declares: each
     is checked alone, as is the backbone, with a row of four positions. A component that cannot run on the
-    meta device is skipped. The understanding path is on the meta device afterwards, and in eval
-    mode.
+    meta device is skipped. The understanding path is on the meta device afterwards, and in eval mode.
     """
     path, config = model.understanding.to("meta").eval(), model.config.understanding
     encoder, adaptor, spec = path.encoder, path.adaptor, path.encoder.pixels

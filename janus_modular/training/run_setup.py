@@ -41,7 +41,7 @@ from janus_modular.training.schema import TrainConfig
 from janus_modular.training.step_batches import BatchBuilder
 from janus_modular.training.step_builder import StepBuilder
 from janus_modular.training.token_mixture import mixed_by_tokens
-from janus_modular.training.trainable import set_trainable
+from janus_modular.training.trainable import check_wrapped, set_trainable
 from janus_modular.training.validation import Validation, check_samplers
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ def check_training(
     check_shapes(model, plugins)
     objective = build_objective(config.objective, model, plugins, "meta")
     set_trainable(model, config.learn, objective.trains)
+    check_wrapped(config, model)
     check_settings(config, objective)
     check_samplers(config, model, plugins)
     if not reads_examples(objective):

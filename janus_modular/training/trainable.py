@@ -101,6 +101,31 @@ def set_trainable(
         module.training = is_trainable(name)
 
 
+def check_wrapped(config: TrainConfig, model: JanusModel) -> None:
+    """Check that the run trains something of each wrapper that it puts around a component.
+
+    A wrapper with ``pretrained`` weights has an effect also where it is frozen, as has one whose parameters
+    are not adapters.
+
+    Raises:
+        ConfigError: names the wrappers whose adapters would stay as they start, without an effect.
+    """
+    idle = []
+    for path, wrap in (config.wrap or {}).items():
+        wrapper = model.get_submodule(path)
+        if wrap.get("pretrained") is not None or not isinstance(wrapper, PartiallyTrainable):
+            continue
+        own = [*wrapper.trainable_parameters()]
+        trained = [name for name, parameter in wrapper.named_parameters() if parameter.requires_grad]
+        if not any(_within(name, path) for name in trained for path in own):
+            idle.append(f"wrap.{path}: '{wrap['name']}'")
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)} would have no effect: found learn: [{', '.join(config.learn)}], which trains"
+            " none of its parameters; expected the component. Add it to learn, or leave it out of wrap."
+        )
+
+
 def check_reached(model: JanusModel, builder: StepBuilder, config: TrainConfig) -> None:
     """Check that in each phase of the mixture, some loss reaches a trainable parameter.
 
