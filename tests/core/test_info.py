@@ -66,9 +66,24 @@ def test_info_prints_format_dtypes_and_plugins(tmp_path: Path):
     facts = gather(str(tmp_path / "model"), [])
     assert facts["format"].startswith("a checkpoint in the native format")
     assert facts["dtypes"]["bfloat16"] >= facts["parameters"] > 0
-    assert facts["plugins"] == ["janus-modular 0.1.0"]
+    assert (facts["plugins"], facts["installed"]) == (["janus-modular 0.1.0"], {})
     with pytest.raises(ConfigError, match="overrides change configs only"):
         gather(str(tmp_path / "model"), ["a=1"])
+
+
+def test_info_prints_the_recorded_plugins_and_what_is_installed_in_their_place(edited: Path):
+    def older(config: dict[str, Any]) -> None:
+        for item in config["plugins"]:
+            item.update({"dist": "acme"} if item["slot"] == "heads" else {"version": "0.0.9"})
+
+    edit_json("config.json", older)(edited)
+    facts = gather(str(edited), [])
+    assert facts["plugins"] == ["acme 0.1.0", "janus-modular 0.0.9"]
+    now = ["janus-modular 0.1.0"]
+    assert facts["installed"] == {"acme 0.1.0": now, "janus-modular 0.0.9": now}
+    printed = CliRunner().invoke(app, ["info", str(edited)]).stdout
+    assert "needs janus-modular 0.0.9 (installed: 0.1.0)\n" in printed
+    assert "needs acme 0.1.0 (installed: janus-modular 0.1.0)\n" in printed
 
 
 def test_a_folder_of_no_known_format_is_an_error(tmp_path: Path):
