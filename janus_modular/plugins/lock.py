@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,13 +21,15 @@ from typing import Any
 from janus_modular.atomic_writes import atomic_replace
 from janus_modular.errors import PluginError, list_briefly
 from janus_modular.foreign import foreign_errors, sha256
-from janus_modular.plugins.catalogue import Plugins
+from janus_modular.plugins.catalogue import BUILT_IN, Plugins
 from janus_modular.plugins.entry_points import EntryPointInfo
 from janus_modular.registry import API_VERSION, SAMPLER_SETTINGS, slot_label
 
 LOCK = "plugins.lock.json"
 
 FORMAT = 1
+
+log = logging.getLogger(__name__)
 
 UNSIGNED = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
 """Files of a distribution's metadata that each installation rewrites."""
@@ -58,7 +63,7 @@ def write_lock(folder: Path, plugins: Plugins) -> Path:
 def check_lock(folder: Path, plugins: Plugins) -> LockReport:
     """Check the installed plugins against the lock of a folder, if it has one.
 
-    Nothing is imported: files are read and hashed.
+    Nothing is imported here: files are read and hashed.
 
     Raises:
         PluginError: lists every plugin that has changed, with its files, and every recorded component that is
@@ -87,13 +92,36 @@ def check_lock(folder: Path, plugins: Plugins) -> LockReport:
         if lock["api"] != API_VERSION:
             errors.append(f"the plugin API is version {API_VERSION}, locked was version {lock['api']}")
     if errors:
+        locked = {item["plugin"] for item in lock["plugins"]} - {BUILT_IN}
+        is_imported = any(info.dist in locked and info.module in sys.modules for info in plugins.entry_points)
         raise PluginError(
-            f"{folder} has locked its plugins, and something has changed since; none was imported.\n"
+            f"{folder} has locked its plugins, and something has changed since"
+            f"{'' if is_imported else '; none was imported'}.\n"
             + "\n".join(errors)
             + "\nInstall what was locked; or, if the change is wanted, lock again: janus-modular plugins lock"
             f" {folder}"
         )
     return _report(lock["plugins"], needed, recorded, plugins)
+
+
+def carry_lock(folder: Path, written: Path, plugins: Plugins) -> None:
+    """Copy the lock of ``folder`` to ``written``, its new content, if it holds for that; else log that."""
+    if (folder / LOCK).is_file():
+        shutil.copyfile(folder / LOCK, written / LOCK)
+        drop_outdated_lock(written, folder, plugins)
+
+
+def drop_outdated_lock(written: Path, folder: Path, plugins: Plugins) -> None:
+    """Remove the lock in ``written``, the new content of ``folder``, if it is of other plugins; log that."""
+    try:
+        check_lock(written, plugins)
+    except PluginError:
+        (written / LOCK).unlink()
+        log.warning(
+            "%s is written again with other plugins than those in its %s, which is removed. Lock again:"
+            " janus-modular plugins lock %s",
+            *(folder, LOCK, folder),
+        )
 
 
 def _report(locks: Records, needed: Records, recorded: Records, plugins: Plugins) -> LockReport:
@@ -112,8 +140,7 @@ def _report(locks: Records, needed: Records, recorded: Records, plugins: Plugins
 def plugin_digests(plugins: Plugins, components: Records) -> list[dict[str, Any]]:
     """Return name, version and one hash over all files of each plugin that provides one of the components.
 
-    Raises:
-        PluginError: a plugin is not installed.
+    A plugin that cannot be used here is left out: training, for example, needs no sampler.
     """
     return [
         {
@@ -121,7 +148,7 @@ def plugin_digests(plugins: Plugins, components: Records) -> list[dict[str, Any]
             "version": entry["version"],
             "sha256": hashlib.sha256(json.dumps(entry["files"], sort_keys=True).encode()).hexdigest(),
         }
-        for entry in _locked(plugins, components)
+        for entry in _locked(plugins, [item for item in components if _is_usable(item, plugins)])
     ]
 
 
@@ -154,12 +181,24 @@ def _key(component: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return component["slot"], component["name"], component["dist"]
 
 
+def _find(component: Mapping[str, Any], plugins: Plugins) -> EntryPointInfo:
+    """Return the component of a record, of the recorded distribution."""
+    name = f"{component['dist']}:{component['name']}" if component.get("dist") else component["name"]
+    return plugins.find(component["slot"], name)
+
+
+def _is_usable(component: Mapping[str, Any], plugins: Plugins) -> bool:
+    try:
+        return bool(_find(component, plugins))
+    except PluginError:
+        return False
+
+
 def _locked(plugins: Plugins, components: Records) -> list[dict[str, Any]]:
     """Return the entries of a lock, one for each distribution or file that provides a component."""
     provided: dict[str, list[EntryPointInfo]] = {}
     for component in components:
-        name = f"{component['dist']}:{component['name']}" if component.get("dist") else component["name"]
-        info = plugins.find(component["slot"], name)
+        info = _find(component, plugins)
         provided.setdefault(info.dist, []).append(info)
     return [_entry(dist, infos) for dist, infos in sorted(provided.items())]
 
