@@ -242,7 +242,8 @@ class Plugins:
         """Return that a declared component is disabled, or why it is incompatible; ``name`` as written."""
         label = f"the {slot_label(info.slot)} '{name}' of {info.origin}"
         if not self.is_enabled(info):
-            return f"{label} is disabled by JANUS_DISABLE_PLUGINS={','.join(self.disabled)}"
+            words = ",".join(self.disabled)
+            return f"{label} is disabled by JANUS_DISABLE_PLUGINS={words}; to use it, unset the variable"
         return f"{label} cannot be loaded: {info.incompatibility()}"
 
     def _load(self, info: EntryPointInfo) -> dict[str, Entry[Any]]:

@@ -350,8 +350,18 @@ def test_what_a_checkpoint_needs_is_recorded_and_checked(plugins: Plugins):
 @pytest.mark.parametrize(
     ("api", "version", "disabled", "expected"),
     [
-        (1, "0.2", ["acme-good"], "of acme-good 0.2 is disabled by JANUS_DISABLE_PLUGINS=acme-good"),
-        (1, "0.2", ["twice"], "of acme-good 0.2 is disabled by JANUS_DISABLE_PLUGINS=twice"),
+        (
+            1,
+            "0.2",
+            ["acme-good"],
+            "of acme-good 0.2 is disabled by JANUS_DISABLE_PLUGINS=acme-good; to use it, unset the variable",
+        ),
+        (
+            1,
+            "0.2",
+            ["twice"],
+            "of acme-good 0.2 is disabled by JANUS_DISABLE_PLUGINS=twice; to use it, unset the variable",
+        ),
         (
             2,
             "0.2",

@@ -11,7 +11,7 @@ import pytest
 from janus_export.bundle.pruning import prune
 from janus_modular import Janus, PluginError
 from janus_modular.plugins import default_plugins
-from janus_modular.plugins.lock import LOCK, carry_lock, check_lock, write_lock
+from janus_modular.plugins.lock import LOCK, carry_lock, compare_lock, write_lock
 
 
 def test_a_bundle_is_refused_where_its_plugins_are_others(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_locked_bundle_runs_without_the_plugins_that_it_does_not_use(
     lock["plugins"].append(absent | {"components": [component]})
     path.write_text(json.dumps(lock))
     Janus.from_pretrained(bundle)
-    report = check_lock(bundle, default_plugins())
+    report = compare_lock(bundle, default_plugins())
     assert (report.checked, report.skipped) == (["janus-modular"], ["acme-adaptors"])
     component["slot"] = "text_samplers"
     path.write_text(json.dumps(lock))
