@@ -62,7 +62,7 @@ def info(
         typer.echo(f"of the stored numbers: {', '.join(shares)}")
     for plugin in facts["plugins"]:
         dist = plugin.rpartition(" ")[0]
-        installed = [other.removeprefix(f"{dist} ") for other in facts["installed"].get(plugin, [])]
+        installed = [origin.removeprefix(f"{dist} ") for origin in facts["installed"].get(plugin, [])]
         typer.echo(f"needs {plugin}" + (f" (installed: {', '.join(installed)})" if installed else ""))
     for report in facts["pretrained"]:
         typer.echo(report)
@@ -148,13 +148,13 @@ def _installed(
     recorded: Iterable[Mapping[str, str | None]], installed: Iterable[Mapping[str, str | None]]
 ) -> dict[str, list[str]]:
     """Return, for each recorded plugin of which another version or plugin is installed, what is installed."""
-    found = {(item["slot"], item["name"]): _origin(item) for item in installed}
-    others: dict[str, set[str]] = {}
+    origins = {(item["slot"], item["name"]): _origin(item) for item in installed}
+    replaced: dict[str, set[str]] = {}
     for item in recorded:
         origin = _origin(item)
-        if (other := found.get((item["slot"], item["name"]), origin)) != origin:
-            others.setdefault(origin, set()).add(other)
-    return {origin: sorted(others[origin]) for origin in sorted(others)}
+        if (present := origins.get((item["slot"], item["name"]), origin)) != origin:
+            replaced.setdefault(origin, set()).add(present)
+    return {origin: sorted(replaced[origin]) for origin in sorted(replaced)}
 
 
 def _format(name: str) -> str:

@@ -232,8 +232,8 @@ class Plugins:
             info = next((info for info in declared if info.dist == dist), declared[0])
             recorded = f"{dist}=={record.get('version')}"
             is_other = info.dist == dist and record.get("version") not in (None, info.version)
-            other = f", or install what the model was saved with: pip install {recorded}" if is_other else ""
-            return f"{self._why_unusable(info, name)}{other if info.incompatibility() else ''}"
+            hint = f", or install what the model was saved with: pip install {recorded}" if is_other else ""
+            return f"{self._why_unusable(info, name)}{hint if info.incompatibility() else ''}"
         if of_dist := next((info for info in self.entry_points if dist and info.dist == dist), None):
             return f"{label} is not in {of_dist.origin}, which is installed: {_install_hint(record)}"
         return f"{label} is not installed: {_install_hint(record)}"

@@ -102,7 +102,7 @@ def compare_lock(folder: Path, plugins: Plugins) -> LockReport:
             )
         is_bundle = (folder / "manifest.json").is_file()
         needed = [locked for locked in lock["plugins"] if not (is_bundle and _is_unused(locked, plugins))]
-        differences = [found for locked in needed if (found := _difference(locked, plugins))]
+        differences = [change for locked in needed if (change := _difference(locked, plugins))]
         recorded = recorded_plugins(folder)
         known = {_key(component) for locked in lock["plugins"] for component in locked["components"]}
         differences += [
