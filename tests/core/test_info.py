@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from janus_modular.checkpoints import ModelAssembly, native
+from janus_modular.checkpoints.opening import detect_format
 from janus_modular.cli.app import app
 from janus_modular.cli.info import gather, millions
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError, JanusError
 from janus_modular.janus import Janus
+from janus_modular.plugins import EntryPointInfo, Plugins
 
 # In millions, per module: counted on the published models.
 PUBLISHED = {
@@ -89,6 +91,18 @@ def test_info_prints_the_recorded_plugins_and_what_is_installed_in_their_place(e
 def test_a_folder_of_no_known_format_is_an_error(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         gather(str(tmp_path), [])
+
+
+def test_a_format_that_cannot_be_used_is_named_beside_the_known_ones(tmp_path: Path, plugins: Plugins):
+    formats = (
+        EntryPointInfo("formats", "acme", "acme_new", "acme-new", "0.2", api=2),
+        EntryPointInfo("formats", "off", "acme_off", "acme-off", "0.2"),
+    )
+    everything = Plugins([*plugins.entry_points, *formats], disabled=["acme-off"])
+    with pytest.raises(CheckpointError, match="of no known format") as error:
+        detect_format(tmp_path, {"model_type": "acme"}, everything)
+    assert "format 'acme' of acme-new 0.2 cannot be loaded: it is written for version 2" in str(error.value)
+    assert "format 'off' of acme-off 0.2 is disabled by JANUS_DISABLE_PLUGINS=acme-off" in str(error.value)
 
 
 def test_a_hub_id_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from janus_modular.checkpoints.opening import detect_format
 from janus_modular.cli.app import app
 from janus_modular.config import component_specs, load, resolve
 from janus_modular.config.schema import ModelConfig
-from janus_modular.errors import CheckpointError, ConfigError, MissingExtraError, PluginError
+from janus_modular.errors import ConfigError, MissingExtraError, PluginError
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.plugins import (
     EntryPointInfo,
@@ -389,16 +388,6 @@ def test_a_recorded_plugin_that_is_installed_is_not_reported_as_missing(
     assert str(error.value).splitlines()[-1].endswith(expected)
     assert "is not installed" not in str(error.value)
     assert "acme_good" not in sys.modules
-
-
-def test_a_format_that_cannot_be_used_is_named_beside_the_known_ones(site: Path, plugins: Plugins) -> None:
-    install(site, "acme-new", "acme_new", "", slot="formats", name="acme", api=2)
-    install(site, "acme-off", "acme_off", "", slot="formats", name="off")
-    everything = Plugins([*plugins.entry_points, *found_in(site).entry_points], disabled=["acme-off"])
-    with pytest.raises(CheckpointError, match="of no known format") as error:
-        detect_format(site, {"model_type": "acme"}, everything)
-    assert "format 'acme' of acme-new 0.2 cannot be loaded: it is written for version 2" in str(error.value)
-    assert "format 'off' of acme-off 0.2 is disabled by JANUS_DISABLE_PLUGINS=acme-off" in str(error.value)
 
 
 def test_an_older_plugin_api_is_an_error_that_names_the_plugin_to_upgrade(site: Path):
