@@ -8,20 +8,25 @@ from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import get_annotations
+from inspect import get_annotations, isfunction, signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 
+import janus_modular
 from janus_modular.cli.app import app
 from janus_modular.config.schema import ProcessorConfig
+from janus_modular.graph_specs import sample_text_tensors
 from janus_modular.interfaces import GenerationPath, PixelSpec
 from janus_modular.plugins import Plugins
 from janus_modular.plugins.options import options_of
+from janus_modular.plugins.scaffold import slot_named
+from janus_modular.processing import sample_images
 from janus_modular.registry import SLOTS
 from janus_modular.testing.fixtures import context
+from janus_plugins.generation.autoregressive import AutoregressiveGeneration
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +50,38 @@ def slot_page(slot: str, plugins: Plugins) -> str:
 def test_every_hook_is_documented_with_its_arguments():
     heads = re.findall(r"^### `(.+)`$", (ROOT / "docs/reference/hooks.md").read_text("utf-8"), re.MULTILINE)
     assert heads == [f"register_{slot}(registry)" for slot in SLOTS]
+
+
+def test_the_table_of_plugins_new_lists_every_slot():
+    text = (ROOT / "docs/reference/cli.md").read_text("utf-8")
+    section = text.partition("## `plugins new`")[2].partition("\n## ")[0]
+    [row] = re.findall(r"^\| `--slot` .*$", section, re.MULTILINE)
+    assert [slot_named(word) for word in re.findall(r"`([\w-]+)`", row)[1:]] == list(SLOTS)
+
+
+def test_the_graphs_that_choose_ids_are_documented_with_their_arguments():
+    text = (ROOT / "docs/reference/sessions.md").read_text("utf-8")
+    tables = text.partition("## Graphs that choose ids")[2].partition("\n- ")[0].split("| argument of")[1:]
+    documented = [re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) for table in tables]
+    generation = AutoregressiveGeneration.sample_image
+    assert documented == [
+        [tensor.name for tensor in sample_text_tensors(1, 1)[0]],
+        [*get_annotations(generation)][:-1],
+    ]
+
+
+def test_the_helpers_of_objectives_are_documented():
+    text = (ROOT / "docs/reference/slots/objectives.md").read_text("utf-8")
+    calls = re.findall(r"^\| `(\w+)\((.*)\)` \|", text, re.MULTILINE)
+    own = [
+        name
+        for name, value in vars(sample_images).items()
+        if isfunction(value) and value.__module__ == sample_images.__name__
+    ]
+    assert sorted(own) == sorted(dict(calls))
+    for name, arguments in calls:
+        assert list(signature(vars(sample_images)[name]).parameters) == arguments.split(", ")
+        assert hasattr(janus_modular, name)
 
 
 def test_every_component_is_in_the_table_of_its_slot(plugins: Plugins):

@@ -13,7 +13,7 @@ from torch import Tensor
 from janus_modular.checkpoints import native
 from janus_modular.checkpoints.assembly import ModelAssembly
 from janus_modular.checkpoints.merging import merge_adapters
-from janus_modular.checkpoints.opening import build_format, open_lazily
+from janus_modular.checkpoints.opening import build_format, known_formats, open_lazily
 from janus_modular.config import load, resolve, to_plain
 from janus_modular.config.overrides import parse
 from janus_modular.config.schema import ModelConfig
@@ -54,7 +54,7 @@ def convert(
     if format_name not in known:
         raise CheckpointError(
             f"no format is called '{format_name}'. {did_you_mean(format_name, known)}".rstrip()
-            + f"\nKnown: {', '.join(known)}"
+            + f"\n{known_formats(plugins or default_plugins())}"
         )
     for keys, value in map(parse, overrides):
         if keys in (["text_sampler"], ["image_sampler"]):  # an unknown sampler must not be written

@@ -77,7 +77,7 @@ def save(
     folder = Path(folder)
     check_rebuilds(assembly, plugins, tensors=tensors)
     tensors = stored_tensors(assembly.model) if tensors is None else tensors
-    with replace_checkpoint(folder, replaces=MODEL_TYPE) as temporary:
+    with replace_checkpoint(folder, replaces=MODEL_TYPE, plugins=plugins) as temporary:
         write_description(assembly, temporary, name=folder.name, training=training, plugins=plugins)
         hashes = write_weights(temporary, tensors.items(), dtype=dtype, max_shard_size=max_shard_size)
         write_checksums(temporary, hashes)

@@ -197,8 +197,14 @@ def detect_format(folder: Path, record: Mapping[str, Any], plugins: Plugins) -> 
             return name, checkpoint_format
     raise CheckpointError(
         f"{folder} is of no known format: its config.json says model_type {record.get('model_type')!r}.\n"
-        f"Known: native, {', '.join(plugins.names('formats'))}"
+        + known_formats(plugins)
     )
+
+
+def known_formats(plugins: Plugins) -> str:
+    """Return the registered formats for a message, and why others of installed plugins cannot be used."""
+    known = f"Known: native, {', '.join(plugins.names('formats'))}"
+    return "\n".join([known, *plugins.unusable("formats")])
 
 
 def build_format(name: str, plugins: Plugins) -> CheckpointFormat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +61,9 @@ def info(
     if shares := [f"{millions(count)} {STORED[key]}" for key, count in facts["stored"].items() if count]:
         typer.echo(f"of the stored numbers: {', '.join(shares)}")
     for plugin in facts["plugins"]:
-        typer.echo(f"needs {plugin}")
+        dist = plugin.rpartition(" ")[0]
+        installed = [origin.removeprefix(f"{dist} ") for origin in facts["installed"].get(plugin, [])]
+        typer.echo(f"needs {plugin}" + (f" (installed: {', '.join(installed)})" if installed else ""))
     for report in facts["pretrained"]:
         typer.echo(report)
     for command, reason in facts["unusable"].items():
@@ -121,17 +124,37 @@ def gather(model: str, overrides: list[str]) -> dict[str, Any]:
             assembly = ModelAssembly.from_config(config, plugins, device="meta")
         format_name, dtypes = "a model config, without weights", {}
         stored = {}
-    model_plugins, provenance = plugins_of(assembly, plugins), assembly.provenance
+    provenance, installed = assembly.provenance, plugins_of(assembly, plugins)
+    recorded = provenance.plugins or installed
     return {
         "format": format_name,
         "components": _components(assembly.model),
         "parameters": sum(parameter.numel() for parameter in assembly.model.parameters()),
         "dtypes": dtypes,
         "stored": stored,
-        "plugins": sorted({item["file"] or f"{item['dist']} {item['version']}" for item in model_plugins}),
+        "plugins": sorted({_origin(item) for item in recorded}),
+        "installed": _installed(recorded, installed),
         "pretrained": [str(report) for report in provenance.pretrained],
         "unusable": samplers.unusable_samplers(assembly.model, plugins.as_recorded(provenance.plugins)),
     }
+
+
+def _origin(record: Mapping[str, str | None]) -> str:
+    """Return the distribution and version of a component's plugin, or the name of its file."""
+    return record.get("file") or " ".join(filter(None, (record.get("dist"), record.get("version"))))
+
+
+def _installed(
+    recorded: Iterable[Mapping[str, str | None]], installed: Iterable[Mapping[str, str | None]]
+) -> dict[str, list[str]]:
+    """Return, for each recorded plugin of which another version or plugin is installed, what is installed."""
+    origins = {(item["slot"], item["name"]): _origin(item) for item in installed}
+    replaced: dict[str, set[str]] = {}
+    for item in recorded:
+        origin = _origin(item)
+        if (present := origins.get((item["slot"], item["name"]), origin)) != origin:
+            replaced.setdefault(origin, set()).add(present)
+    return {origin: sorted(replaced[origin]) for origin in sorted(replaced)}
 
 
 def _format(name: str) -> str:

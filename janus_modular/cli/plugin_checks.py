@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def check(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A component: NAME, SLOT:NAME or DISTRIBUTION:NAME; or a distribution: all its components.",
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Options of the component.")
@@ -25,40 +29,63 @@ def check(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a component against its slot's contract, with `janus_modular.testing`; exit code 1 on failure.
+    """Check components against their slot's contract, with `janus_modular.testing`; exit code 1 on failure.
 
     Example: janus-modular plugins check adaptors:mlp depth=3
     """
+    from janus_modular.errors import JanusError, PluginError
     from janus_modular.plugins import default_plugins
+    from janus_modular.testing.fixtures import EXAMPLES
 
     plugins = default_plugins()
-    component = find_component(plugins, name)
-    results = run(plugins, component, list(overrides or []), slow=slow)
-    if as_json:
-        rows = [vars(result) for result in results]
-        typer.echo(
-            json.dumps(
-                {"slot": component.slot, "name": component.name, "plugin": component.origin, "checks": rows},
-                indent=2,
-            )
+    components, options = find_components(plugins, name), list(overrides or [])
+    if options and len(components) > 1:
+        raise PluginError(
+            f"'{name}' is a distribution of {len(components)} components, and {options[0]} an option of one:"
+            f" write {' or '.join(f'{item.slot}:{item.name}' for item in components)}"
         )
-    else:
-        print_results(component, results)
-    if any(result.outcome == "failed" for result in results):
+    reports, errors = list[dict[str, Any]](), list[str]()
+    for component in components:
+        try:
+            results = run(plugins, component, options, slow=slow)
+        except JanusError as error:
+            if len(components) == 1:
+                raise
+            results, text = [], f"{component.slot}:{component.name}: {error}"
+            if component.slot in EXAMPLES:
+                errors.append(text)
+            else:
+                typer.echo(f"not checked: {text}", err=True)
+        rows = [vars(result) for result in results]
+        reports.append(
+            {"slot": component.slot, "name": component.name, "plugin": component.origin, "checks": rows}
+        )
+        if results and not as_json:
+            print_results(component, results)
+    if as_json:
+        typer.echo(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
+    if errors:
+        raise PluginError("not checked:\n" + "\n".join(errors))
+    if any(row["outcome"] == "failed" for report in reports for row in report["checks"]):
         raise typer.Exit(1)
 
 
-def find_component(plugins: Plugins, name: str) -> EntryPointInfo:
-    """Return the only component of a name.
+def find_components(plugins: Plugins, name: str) -> list[EntryPointInfo]:
+    """Return the components of a distribution, or the only component of a name.
+
+    A distribution has priority over a component of the same name, which ``SLOT:NAME`` means.
 
     Raises:
-        PluginError: no component has the name, or several have it.
+        PluginError: no enabled component has the name, or several have it.
     """
     from janus_modular.errors import PluginError
 
-    matches = [item for item in plugins.entry_points if item.matches(name) and plugins.is_enabled(item)]
+    enabled = [item for item in plugins.entry_points if plugins.is_enabled(item)]
+    if of_distribution := [item for item in enabled if item.dist == name]:
+        return of_distribution
+    matches = [item for item in enabled if item.matches(name)]
     if len(matches) == 1:
-        return matches[0]
+        return matches
     if matches:
         names = [f"{item.slot}:{item.name}" for item in matches]
         if len(set(names)) < len(names):

@@ -221,18 +221,20 @@ def verify(model: Model, as_json: AsJson = False) -> None:
     """
     from janus_modular.errors import PluginError
     from janus_modular.plugins import default_plugins
-    from janus_modular.plugins.lock import LOCK, check_lock, recorded_plugins
+    from janus_modular.plugins.lock import LOCK, compare_lock, recorded_plugins, refuse_differences
 
     if not (model / LOCK).is_file():
         recorded_plugins(model)  # an error for a folder that cannot be locked
         raise PluginError(f"{model} has no {LOCK}: write it with janus-modular plugins lock {model}")
-    report = check_lock(model, default_plugins())
+    report = compare_lock(model, plugins := default_plugins())
     if as_json:
         typer.echo(json.dumps(asdict(report)))
+    refuse_differences(model, report, plugins)
+    if as_json:
         return
     lines = {
         "as locked": report.checked,
-        "locked, not installed, and not needed to run the bundle": report.skipped,
+        "locked, not installed (or disabled), and not needed to run the bundle": report.skipped,
         "locked, though the model uses none of its components": report.unneeded,
         "installed, not locked: the model uses none of its components": report.unlocked,
     }

@@ -70,6 +70,15 @@ class Plugins:
             if info.slot == slot and self.is_enabled(info) and not info.incompatibility()
         ]
 
+    def unusable(self, slot: str) -> list[str]:
+        """Return, for each component of a slot that is disabled or incompatible, why it cannot be used."""
+        of_slot = [info for info in self.entry_points if info.slot == slot]
+        return [
+            self._why_unusable(info, info.name)
+            for info in of_slot
+            if not self.is_enabled(info) or info.incompatibility()
+        ]
+
     def names(self, slot: str) -> list[str]:
         """Return the names in a slot, sorted; ``dist:name`` where several distributions share one."""
         usable = self.usable(slot)
@@ -109,16 +118,8 @@ class Plugins:
         enabled = [info for info in candidates if self.is_enabled(info)]
         if usable := [info for info in enabled if not info.incompatibility()]:
             return usable[0] if len(usable) == 1 else self._choose(usable, slot, bare, qualified=bool(dist))
-        if enabled:
-            raise PluginError(
-                f"the {slot_label(slot)} '{name}' of {enabled[0].origin} cannot be loaded:"
-                f" {enabled[0].incompatibility()}."
-            )
         if candidates:
-            raise PluginError(
-                f"the {slot_label(slot)} '{name}' of {candidates[0].origin} is disabled by "
-                f"JANUS_DISABLE_PLUGINS={','.join(self.disabled)}."
-            )
+            raise PluginError(f"{self._why_unusable((enabled or candidates)[0], name)}.")
         raise PluginError(self._unknown(slot, name))
 
     def _choose(
@@ -208,7 +209,8 @@ class Plugins:
         Samplers are not checked: ``chat`` needs no image sampler. `entry` raises where one is missing.
 
         Raises:
-            PluginError: lists every missing component with the plugin that provides it.
+            PluginError: lists every component that is not installed, disabled, or written for another version
+                of the plugin API, each with the plugin that provides it.
         """
         errors = []
         for record in records:
@@ -217,9 +219,32 @@ class Plugins:
                 hint = did_you_mean(slot, SLOTS)
                 errors.append(f"'{name}' is recorded in '{slot}', which is no slot. {hint}")
             elif slot not in SAMPLER_SETTINGS and not any(info.name == name for info in self.usable(slot)):
-                errors.append(f"the {slot_label(slot)} '{name}' is not installed: {_install_hint(record)}")
+                errors.append(self._unusable(record))
         if errors:
-            raise PluginError("a plugin is missing.\n" + "\n".join(errors))
+            raise PluginError("a plugin that the model needs cannot be used.\n" + "\n".join(errors))
+
+    def _unusable(self, record: Mapping[str, str | None]) -> str:
+        """Return why no usable component has the slot and the name of a record, with a hint."""
+        slot, name, dist = record["slot"] or "", record["name"] or "", record.get("dist")
+        label = f"the {slot_label(slot)} '{name}'"
+        declared = [info for info in self.entry_points if (info.slot, info.name) == (slot, name)]
+        if declared:
+            info = next((info for info in declared if info.dist == dist), declared[0])
+            recorded = f"{dist}=={record.get('version')}"
+            is_other = info.dist == dist and record.get("version") not in (None, info.version)
+            hint = f", or install what the model was saved with: pip install {recorded}" if is_other else ""
+            return f"{self._why_unusable(info, name)}{hint if info.incompatibility() else ''}"
+        if of_dist := next((info for info in self.entry_points if dist and info.dist == dist), None):
+            return f"{label} is not in {of_dist.origin}, which is installed: {_install_hint(record)}"
+        return f"{label} is not installed: {_install_hint(record)}"
+
+    def _why_unusable(self, info: EntryPointInfo, name: str) -> str:
+        """Return that a declared component is disabled, or why it is incompatible; ``name`` as written."""
+        label = f"the {slot_label(info.slot)} '{name}' of {info.origin}"
+        if not self.is_enabled(info):
+            words = ",".join(self.disabled)
+            return f"{label} is disabled by JANUS_DISABLE_PLUGINS={words}; to use it, unset the variable"
+        return f"{label} cannot be loaded: {info.incompatibility()}"
 
     def _load(self, info: EntryPointInfo) -> dict[str, Entry[Any]]:
         if info not in self._loaded:

@@ -52,7 +52,7 @@ def dry_run(config: TrainConfig, plugins: Plugins, console: Console, *, resume: 
         return
     output = Path(config.output)
     check_output(output)
-    checkpoint, _ = find_checkpoint(output, config, resume)
+    checkpoint, _ = find_checkpoint(output, config, resume, plugins=plugins)
     assembly = initial_model(config, plugins, "meta", checkpoint=checkpoint)
     model = assembly.model
     objective, optimizers = check_training(config, model, plugins)

@@ -77,7 +77,7 @@ FIXED = {
 
 @dataclass(frozen=True)
 class Change:
-    """A setting whose value differs from the value in a checkpoint."""
+    """A setting whose value differs from the value in a checkpoint, or a plugin whose files do."""
 
     key: str
     saved: Any
@@ -92,6 +92,25 @@ class Change:
         section, *path = self.key.split(".")
         is_source_option = section == "sources" and len(path) > 1 and path[1] != "name"
         return section in CHANGEABLE or is_source_option
+
+
+def changed_plugins(training: Mapping[str, Any], environment: Mapping[str, Any]) -> list[Change]:
+    """Return the plugins whose files are others than those that the record of a training has hashed.
+
+    A plugin is left out that only one of the two has: the settings say which components are used.
+    """
+    saved, current = (
+        {
+            plugin["plugin"]: f"{plugin['version'] or 'no version'} (sha256 {plugin['sha256'][:12]})"
+            for plugin in record.get("plugins", ())
+        }
+        for record in (training.get("environment", {}), environment)
+    )
+    return [
+        Change(f"plugin {name}", saved[name], current[name])
+        for name in sorted(saved.keys() & current.keys())
+        if saved[name] != current[name]
+    ]
 
 
 def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Change]:

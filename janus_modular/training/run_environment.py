@@ -20,7 +20,7 @@ MAX_CHANGED = 50
 
 
 def run_environment(plugins: Plugins, components: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the record for the checkpoints of a run; ``components`` are those of its model."""
+    """Return the record for the checkpoints of a run; ``components`` are those that it uses."""
     return {
         "git": git_state(Path.cwd()),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

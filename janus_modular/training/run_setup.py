@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from janus_modular.checkpoints.assembly import ModelAssembly
+from janus_modular.checkpoints.native import plugins_of
+from janus_modular.config import component_specs
 from janus_modular.config.errors import FieldError, config_error
 from janus_modular.errors import ConfigError, JanusError, TrainingError
 from janus_modular.interfaces import ComponentSpec
@@ -16,7 +19,8 @@ from janus_modular.model.build import ModelBuilder
 from janus_modular.model.checks import check_packing, check_shapes
 from janus_modular.model.model import JanusModel
 from janus_modular.objectives import Objective, ReadsExamples
-from janus_modular.plugins import Plugins
+from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.plugins.lock import check_lock
 from janus_modular.processing.processor import Processor
 from janus_modular.processing.prompt_check import check_context, check_prompts
 from janus_modular.protocols import Source
@@ -236,6 +240,14 @@ def step_builder(
     )
 
 
+def components_of(
+    config: TrainConfig, assembly: ModelAssembly, plugins: Plugins
+) -> list[dict[str, str | None]]:
+    """Return the components that a run's steps depend on: those of the model, its objective and sources."""
+    used = {"objective": config.objective, "sources": config.sources}
+    return plugins_of(assembly, plugins) + plugins.required(spec for _, spec in component_specs(used))
+
+
 def autocast_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
     """Return the dtype to compute in, or None for float32. Weights are always float32."""
     use_bfloat16 = dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
@@ -243,7 +255,11 @@ def autocast_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
 
 
 def find_checkpoint(
-    output: Path, config: TrainConfig, resume: bool, processes: Processes | None = None
+    output: Path,
+    config: TrainConfig,
+    resume: bool,
+    processes: Processes | None = None,
+    plugins: Plugins | None = None,
 ) -> tuple[Path | None, list[Change]]:
     """Return the verified checkpoint to resume from, and the settings that have changed since.
 
@@ -252,11 +268,14 @@ def find_checkpoint(
     Raises:
         TrainingError: there is nothing to resume, or a run that is not to be resumed; or the checkpoint is
             damaged, or of another run.
+        PluginError: the checkpoint or the run's model has locked its plugins, and they have changed.
     """
     processes = processes or Processes()
     checkpoint = processes.on_first(lambda: _checkpoint_to_resume(output, resume))
     if checkpoint is None:
         return None, []
+    for folder in (checkpoint, output / "model"):
+        processes.on_first(partial(check_lock, folder, plugins or default_plugins()))
     processes.together(lambda: check_checkpoint(checkpoint, config, processes))
     return checkpoint, processes.on_first(lambda: check_same_run(checkpoint, config))
 

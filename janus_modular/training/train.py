@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from janus_modular.checkpoints.assembly import ModelAssembly
-from janus_modular.checkpoints.native import check_rebuilds, plugins_of, read_record
+from janus_modular.checkpoints.native import check_rebuilds, read_record
 from janus_modular.config import to_plain
 from janus_modular.model.device import choose_device
 from janus_modular.model.model import JanusModel
@@ -43,13 +43,14 @@ from janus_modular.training.objective import (
 )
 from janus_modular.training.parallel import PartLoader, checkpoint_activations, shard_components
 from janus_modular.training.processes import Processes
-from janus_modular.training.resume import Change, load_state
+from janus_modular.training.resume import Change, changed_plugins, load_state
 from janus_modular.training.run_checkpoints import link_final_model, save_on_error
 from janus_modular.training.run_environment import run_environment
 from janus_modular.training.run_folder import drop_old, incomplete_checkpoints, run_folder
 from janus_modular.training.run_setup import (
     autocast_dtype,
     check_training,
+    components_of,
     find_checkpoint,
     open_sources,
     open_validation,
@@ -107,7 +108,7 @@ def train(
         stack.enter_context(processes.started(device))
         processes.check_equal("the configuration", to_plain(config))
         processes.on_first(lambda: stack.enter_context(run_folder(output)))
-        checkpoint, changes = find_checkpoint(output, config, resume, processes)
+        checkpoint, changes = find_checkpoint(output, config, resume, processes, plugins)
         run = processes.together(
             lambda: _prepare(config, checkpoint, changes, sources, plugins, processes, device, quiet=quiet)
         )
@@ -175,6 +176,11 @@ def _prepare(
     for parameter in cast(nn.Module, objective).parameters():
         loader.sample(parameter)
     check_rebuilds(assembly, plugins)  # before training, not at the first checkpoint
+    environment: dict[str, Any] = {}
+    if processes.is_first:
+        environment = run_environment(plugins, components_of(config, assembly, plugins))
+    if checkpoint is not None:
+        changes = [*changes, *changed_plugins(read_record(checkpoint)["training"], environment)]
     _print_start(assembly, objective, output, checkpoint, changes, quiet=quiet)
     if not processes.is_first:  # the weights are those of rank 0, and dropout is not
         torch.manual_seed(int(np.random.SeedSequence((config.seed, processes.rank)).generate_state(1)[0]))
@@ -204,7 +210,6 @@ def _prepare(
     check_reached(model, builder, config)
     validation = open_validation(config, builder, plugins, objective, assembly)
     trackers = open_trackers(config, plugins) if processes.is_first else []
-    environment = run_environment(plugins, plugins_of(assembly, plugins)) if processes.is_first else {}
     digest = loader.digest.hexdigest()
     return _PreparedRun(
         *(assembly, objective, engine, builder, derived, record, trackers, validation, early_stop),
@@ -331,11 +336,11 @@ def _print_start(
     *,
     quiet: bool,
 ) -> None:
-    """Print what the run starts from and what it trains; changed settings are printed even if ``quiet``."""
+    """Print what the run starts from and what it trains; changes are printed even if ``quiet``."""
     console = Console(stderr=True)
     if changes:
         lines = "\n".join(f"  {change}" for change in changes)
-        console.print(f"settings that differ from those of {checkpoint}:\n{lines}", **PLAIN)
+        console.print(f"settings and plugins that differ from those of {checkpoint}:\n{lines}", **PLAIN)
     if quiet:
         return
     if checkpoint is not None:

@@ -18,6 +18,8 @@ from torch import Tensor
 from janus_modular.atomic_writes import atomic_replace_folder
 from janus_modular.errors import CheckpointError
 from janus_modular.foreign import printable
+from janus_modular.plugins import Plugins, default_plugins
+from janus_modular.plugins.lock import drop_outdated_lock
 from janus_modular.safetensors_headers import encode_header
 from janus_modular.weights import checksums
 from janus_modular.weights.checksums import HashingFile
@@ -67,12 +69,13 @@ CHECKPOINT_FILES = (
 
 
 @contextmanager
-def replace_checkpoint(folder: Path, *, replaces: str) -> Iterator[Path]:
+def replace_checkpoint(folder: Path, *, replaces: str, plugins: Plugins | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of ``folder``; when the block ends well, it takes the folder's place.
 
     An empty folder may be replaced, and a checkpoint of model type ``replaces``. Files that are no part of a
-    checkpoint (notes, images) stay in the folder. On an error the folder stays as it was, and no temporary
-    file remains.
+    checkpoint (notes, images) stay in the folder; the lock of its plugins does if it holds for ``plugins``,
+    of which the new checkpoint is (None: all installed ones). On an error the folder stays as it was, and no
+    temporary file remains.
 
     Raises:
         CheckpointError: the folder is something else, another process is writing to it, or the disk is full.
@@ -88,6 +91,7 @@ def replace_checkpoint(folder: Path, *, replaces: str) -> Iterator[Path]:
             yield temporary
             if folder.exists():
                 _keep_user_files(folder, temporary)
+                drop_outdated_lock(temporary, folder, plugins or default_plugins())
     except OSError as error:
         raise write_error(folder, error) from error
 

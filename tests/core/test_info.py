@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from janus_modular.checkpoints import ModelAssembly, native
+from janus_modular.checkpoints.opening import detect_format
 from janus_modular.cli.app import app
 from janus_modular.cli.info import gather, millions
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError, JanusError
 from janus_modular.janus import Janus
+from janus_modular.plugins import EntryPointInfo, Plugins
 
 # In millions, per module: counted on the published models.
 PUBLISHED = {
@@ -66,14 +68,41 @@ def test_info_prints_format_dtypes_and_plugins(tmp_path: Path):
     facts = gather(str(tmp_path / "model"), [])
     assert facts["format"].startswith("a checkpoint in the native format")
     assert facts["dtypes"]["bfloat16"] >= facts["parameters"] > 0
-    assert facts["plugins"] == ["janus-modular 0.1.0"]
+    assert (facts["plugins"], facts["installed"]) == (["janus-modular 0.1.0"], {})
     with pytest.raises(ConfigError, match="overrides change configs only"):
         gather(str(tmp_path / "model"), ["a=1"])
+
+
+def test_info_prints_the_recorded_plugins_and_what_is_installed_in_their_place(edited: Path):
+    def older(config: dict[str, Any]) -> None:
+        for item in config["plugins"]:
+            item.update({"dist": "acme"} if item["slot"] == "heads" else {"version": "0.0.9"})
+
+    edit_json("config.json", older)(edited)
+    facts = gather(str(edited), [])
+    assert facts["plugins"] == ["acme 0.1.0", "janus-modular 0.0.9"]
+    now = ["janus-modular 0.1.0"]
+    assert facts["installed"] == {"acme 0.1.0": now, "janus-modular 0.0.9": now}
+    printed = CliRunner().invoke(app, ["info", str(edited)]).stdout
+    assert "needs janus-modular 0.0.9 (installed: 0.1.0)\n" in printed
+    assert "needs acme 0.1.0 (installed: janus-modular 0.1.0)\n" in printed
 
 
 def test_a_folder_of_no_known_format_is_an_error(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         gather(str(tmp_path), [])
+
+
+def test_a_format_that_cannot_be_used_is_named_beside_the_known_ones(tmp_path: Path, plugins: Plugins):
+    formats = (
+        EntryPointInfo("formats", "acme", "acme_new", "acme-new", "0.2", api=2),
+        EntryPointInfo("formats", "off", "acme_off", "acme-off", "0.2"),
+    )
+    everything = Plugins([*plugins.entry_points, *formats], disabled=["acme-off"])
+    with pytest.raises(CheckpointError, match="of no known format") as error:
+        detect_format(tmp_path, {"model_type": "acme"}, everything)
+    assert "format 'acme' of acme-new 0.2 cannot be loaded: it is written for version 2" in str(error.value)
+    assert "format 'off' of acme-off 0.2 is disabled by JANUS_DISABLE_PLUGINS=acme-off" in str(error.value)
 
 
 def test_a_hub_id_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

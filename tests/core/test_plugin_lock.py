@@ -20,7 +20,7 @@ from janus_modular.cli.app import app
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.plugins import Plugins, installed, set_default_plugins
-from janus_modular.plugins.lock import LOCK, check_lock, write_lock
+from janus_modular.plugins.lock import LOCK, check_lock, compare_lock, write_lock
 
 SOURCE = """
 from janus_modular import hookimpl
@@ -127,7 +127,7 @@ def another_record(site: Path) -> None:
     ("change", "words"),
     [
         (other_bytes, r"acme-adaptors 0\.2: other bytes in acme_adaptors/mlp\.py"),
-        (another_file, r"acme_adaptors/__init__\.py"),
+        (another_file, r"0\.2: removed: acme_adaptors/__init__\.py\n"),
         (another_version, r"acme-adaptors 0\.2: version 0\.3 is installed"),
         (nothing, r"acme-adaptors 0\.2: no adaptor is called 'acme-adaptors:acme'"),
         (another_record, r"acme-adaptors 0\.2: its RECORD or its components are others"),
@@ -164,7 +164,7 @@ def test_plugin_files_are_locked_too(plugins: Plugins, tmp_path: Path) -> None:
         json.dumps({"plugins": [{"slot": "adaptors", "name": "acme", "dist": None, "file": "mine.py"}]})
     )
     write_lock(tmp_path, with_file())
-    assert check_lock(tmp_path, with_file()).checked == ["mine.py"]
+    assert compare_lock(tmp_path, with_file()).checked == ["mine.py"]
     file.write_text(SOURCE + "\n")
     with pytest.raises(PluginError, match=r"mine\.py: other bytes in mine\.py"):
         check_lock(tmp_path, with_file())
@@ -179,12 +179,12 @@ def test_what_only_the_lock_or_only_the_environment_has_is_reported(
     (tmp_path / "mine.py").write_text(SOURCE.replace('"acme"', '"mine"'))
     everything = rescan()
     everything.add_file(tmp_path / "mine.py")
-    assert check_lock(model, everything).unlocked == ["mine.py"]
+    assert compare_lock(model, everything).unlocked == ["mine.py"]
 
     config = json.loads((model / "config.json").read_text())
     config["plugins"] = [item for item in config["plugins"] if item["dist"] != "acme-adaptors"]
     (model / "config.json").write_text(json.dumps(config))
-    report = check_lock(model, everything)
+    report = compare_lock(model, everything)
     assert (report.unneeded, acme["components"][0]["name"]) == (["acme-adaptors"], "acme")
     set_default_plugins(everything)
     shown = CliRunner().invoke(app, ["plugins", "verify", str(model)]).stdout.splitlines()
@@ -229,13 +229,84 @@ def test_commands_lock_and_verify(model: Path, site: Path, rescan: Callable[[], 
     done = run(app, ["plugins", "verify", str(model), "--json"])
     assert json.loads(done.stdout) == {
         "checked": ["acme-adaptors", "janus-modular"], "skipped": [], "unneeded": [], "unlocked": [],
+        "differences": [],
     }  # fmt: skip
     other_bytes(site)
     rescan()
     changed = run(app, ["plugins", "verify", str(model)])
     assert (changed.exit_code, "other bytes in" in changed.stderr) == (2, True)
+    changed = run(app, ["plugins", "verify", str(model), "--json"])
+    report = json.loads(changed.stdout)
+    assert (changed.exit_code, "other bytes in" in changed.stderr) == (2, True)
+    assert report["checked"] == ["janus-modular"]
+    assert report["differences"] == [
+        {
+            "plugin": "acme-adaptors",
+            "reason": "acme-adaptors 0.2: other bytes in acme_adaptors/mlp.py",
+            "changed": ["acme_adaptors/mlp.py"],
+            "added": [],
+            "removed": [],
+        }
+    ]
     for command in ("lock", "verify"):
         absent = run(app, ["plugins", command, str(site / "none")])
         assert f"there is no folder {site / 'none'}; expected a bundle" in absent.stderr
     nowhere = run(app, ["plugins", "lock", str(site)])
     assert "records no plugins; expected a bundle or a checkpoint" in nowhere.stderr
+
+
+@pytest.fixture
+def editable(site: Path) -> Path:
+    """Make the distribution an editable one, with all files of its package; return that."""
+    info = next(site.glob("*.dist-info"))
+    (info / "direct_url.json").write_text('{"url": "file:///acme", "dir_info": {"editable": true}}')
+    return site / "acme_adaptors"
+
+
+def test_what_tools_leave_in_an_editable_package_is_no_change(
+    editable: Path, model: Path, rescan: Callable[[], Plugins]
+) -> None:
+    lock = json.loads(write_lock(model, rescan()).read_text())
+    for name in (
+        ".mlp.py.swp",
+        "mlp.py~",
+        ".idea/run.py",
+        "__pycache__/mlp.cpython-311.pyc",
+        "__pycache__/notes.txt",
+    ):
+        (editable / name).parent.mkdir(exist_ok=True)
+        (editable / name).write_text("x")
+        check_lock(model, rescan())
+    assert json.loads(write_lock(model, rescan()).read_text()) == lock
+
+
+@pytest.mark.parametrize(
+    "name", ["more.py", "more.pyc", "data.json", "__pycache__/more.py", "__pycache__/a.pyc"]
+)
+def test_an_added_file_is_called_added(
+    editable: Path, model: Path, rescan: Callable[[], Plugins], name: str
+) -> None:
+    write_lock(model, rescan())
+    (editable / name).parent.mkdir(exist_ok=True)
+    (editable / name).write_text("x")
+    (editable / "__init__.py").unlink()
+    (editable / "__init__.pyi").write_text("")
+    (editable / "mlp.py").write_text(f"{SOURCE}\n")
+    [found] = compare_lock(model, rescan()).differences
+    added = sorted([f"acme_adaptors/{name}", "acme_adaptors/__init__.pyi"])
+    assert (found.changed, found.added) == (["acme_adaptors/mlp.py"], added)
+    assert found.removed == ["acme_adaptors/__init__.py"]
+    assert f"; added: {', '.join(added)}; removed: acme_adaptors/__init__.py" in found.reason
+
+
+def test_a_disabled_plugin_of_a_lock_names_the_variable_to_unset(
+    model: Path, rescan: Callable[[], Plugins]
+) -> None:
+    write_lock(model, rescan())
+    plugins = Plugins(rescan().entry_points, disabled=["acme-adaptors"])
+    with pytest.raises(PluginError) as error:
+        check_lock(model, plugins)
+    assert str(error.value).endswith(
+        "is disabled by JANUS_DISABLE_PLUGINS=acme-adaptors; to use it, unset the variable."
+    )
+    assert "Install what was locked" not in str(error.value)

@@ -346,6 +346,50 @@ def test_what_a_checkpoint_needs_is_recorded_and_checked(plugins: Plugins):
         plugins.check_required([{"slot": "heads", "name": "deep"}])
 
 
+@pytest.mark.parametrize(
+    ("api", "version", "disabled", "expected"),
+    [
+        (
+            1,
+            "0.2",
+            ["acme-good"],
+            "of acme-good 0.2 is disabled by JANUS_DISABLE_PLUGINS=acme-good; to use it, unset the variable",
+        ),
+        (
+            1,
+            "0.2",
+            ["twice"],
+            "of acme-good 0.2 is disabled by JANUS_DISABLE_PLUGINS=twice; to use it, unset the variable",
+        ),
+        (
+            2,
+            "0.2",
+            [],
+            "cannot be loaded: it is written for version 2 of the plugin API, this is version 1;"
+            " upgrade with: pip install --upgrade janus-modular",
+        ),
+        (
+            2,
+            "0.1",
+            [],
+            "--upgrade janus-modular, or install what the model was saved with: pip install acme-good==0.1",
+        ),
+        (0, "0.2", [], "this is version 1; upgrade with: pip install --upgrade acme-good"),
+        (1, "0.2", None, "is not in acme-good 0.2, which is installed: pip install acme-good==0.2"),
+    ],
+)
+def test_a_recorded_plugin_that_is_installed_is_not_reported_as_missing(
+    site: Path, api: int, version: str, disabled: list[str] | None, expected: str
+) -> None:
+    install(site, "acme-good", "acme_good", GOOD, api=api, name="other" if disabled is None else "twice")
+    record = {"slot": "adaptors", "name": "twice", "dist": "acme-good", "version": version, "file": None}
+    with pytest.raises(PluginError) as error:
+        found_in(site, disabled=disabled or []).check_required([record])
+    assert str(error.value).splitlines()[-1].endswith(expected)
+    assert "is not installed" not in str(error.value)
+    assert "acme_good" not in sys.modules
+
+
 def test_an_older_plugin_api_is_an_error_that_names_the_plugin_to_upgrade(site: Path):
     install(site, "acme-old", "acme_old", GOOD, api=0)
     with pytest.raises(PluginError, match=r"version 0 of the plugin API(.|\n)*--upgrade acme-old"):

@@ -29,6 +29,26 @@ def test_what_has_no_chance_is_never_picked() -> None:
     assert 1 not in sample_with_noise(logits, noise)
 
 
+@pytest.mark.parametrize("is_greedy", [True, False])
+def test_noise_divided_by_the_exponential_of_a_bias_adds_it_to_the_logits(is_greedy: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(500, 9, generator=generator, dtype=torch.float64)
+    noise = torch.ones(500, 9) if is_greedy else torch.empty(500, 9).exponential_(generator=generator)
+    bias = torch.tensor([2.0, -3.0, 0, 0, 0, 0, 0, 0, 0])
+    chosen = sample_with_noise(logits, noise / bias.exp())
+    assert torch.equal(chosen, sample_with_noise(logits + bias, noise))
+    assert not torch.equal(chosen, sample_with_noise(logits, noise))
+
+
+@pytest.mark.parametrize("limits", [(0, 1.0), (2, 1.0)])
+def test_large_noise_forbids_an_id_unless_the_limits_keep_no_other(limits: tuple[int, float]) -> None:
+    logits = torch.tensor([[9.0, 60.0, 8.0, 50.0]])
+    noise = torch.ones(1, 4)
+    noise[:, [1, 3]] = 1e30
+    expected = 0 if limits == (0, 1.0) else 1
+    assert sample_with_noise(top_k_top_p_filter(logits, *limits), noise).item() == expected
+
+
 @pytest.mark.parametrize("k", [1, 5, 200])
 def test_top_k_is_transformers(k: int) -> None:
     logits = torch.randn(4, 99, generator=torch.Generator().manual_seed(1))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from janus_export.bundle.pruning import prune
 from janus_modular import Janus, PluginError
 from janus_modular.plugins import default_plugins
-from janus_modular.plugins.lock import check_lock, write_lock
+from janus_modular.plugins.lock import LOCK, carry_lock, compare_lock, write_lock
 
 
 def test_a_bundle_is_refused_where_its_plugins_are_others(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -25,6 +26,25 @@ def test_a_bundle_is_refused_where_its_plugins_are_others(tiny_bundle: Path, tmp
         Janus.from_pretrained(bundle)
 
 
+def test_a_bundle_that_is_pruned_or_exported_again_keeps_a_lock_that_holds(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    path = write_lock(bundle, default_plugins())
+    text = path.read_text()
+    prune(bundle, only=["text"])
+    assert path.read_text() == text
+    written = tmp_path / "written"
+    shutil.copytree(bundle, written, ignore=lambda *_: [LOCK])
+    carry_lock(bundle, written, default_plugins())
+    assert (written / LOCK).read_text() == text
+    lock = json.loads(text)
+    lock["plugins"][0]["version"] = "0"
+    path.write_text(json.dumps(lock))
+    carry_lock(bundle, written, default_plugins())
+    assert not (written / LOCK).exists()
+
+
 def test_a_locked_bundle_runs_without_the_plugins_that_it_does_not_use(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -36,7 +56,7 @@ def test_a_locked_bundle_runs_without_the_plugins_that_it_does_not_use(
     lock["plugins"].append(absent | {"components": [component]})
     path.write_text(json.dumps(lock))
     Janus.from_pretrained(bundle)
-    report = check_lock(bundle, default_plugins())
+    report = compare_lock(bundle, default_plugins())
     assert (report.checked, report.skipped) == (["janus-modular"], ["acme-adaptors"])
     component["slot"] = "text_samplers"
     path.write_text(json.dumps(lock))

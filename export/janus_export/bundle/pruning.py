@@ -23,6 +23,7 @@ from janus_export.errors import BundleError
 from janus_modular.atomic_writes import atomic_replace_folder
 from janus_modular.bundles import DIGESTS, digest_of
 from janus_modular.locking import locked
+from janus_modular.plugins.lock import LOCK as PLUGINS_LOCK
 from janus_modular.suggest import did_you_mean
 
 
@@ -65,6 +66,8 @@ def prune(
                 bring = _link if destination == source else shutil.copyfile
                 bring(source / name, temporary / name)
             write_manifest(temporary, manifest)
+            if (source / PLUGINS_LOCK).is_file():  # the recorded plugins stay the same
+                shutil.copyfile(source / PLUGINS_LOCK, temporary / PLUGINS_LOCK)
     except OSError as error:
         raise BundleError(f"{destination} could not be written: {error}. {source} is unchanged.") from error
     return destination

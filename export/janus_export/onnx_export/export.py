@@ -50,6 +50,7 @@ from janus_modular.checkpoints.opening import LazyCheckpoint, open_lazily
 from janus_modular.foreign import sha256
 from janus_modular.locking import locked
 from janus_modular.plugins import default_plugins
+from janus_modular.plugins.lock import carry_lock
 from janus_modular.samplers import unusable_samplers
 from janus_modular.suggest import did_you_mean
 
@@ -96,6 +97,7 @@ def export(
             config.ranges(opened.model.backbone.context)  # invalid settings fail before the export starts
             temporary.mkdir(exist_ok=True)
             _Export(str(source), opened, temporary, config, on_progress, plugins).run()
+            carry_lock(folder, temporary, plugins or default_plugins())
             with _undisturbed(folder):
                 swap(temporary, folder)
     except OSError as error:

@@ -105,6 +105,56 @@ def test_a_failed_check_is_printed_with_exit_code_1(tmp_path: Path) -> None:
     assert "\n9 passed, 1 failed, 1 skipped" in table.stdout
 
 
+def test_a_distribution_is_checked_with_all_its_components(tmp_path: Path) -> None:
+    file = tmp_path / "both.py"
+    file.write_text(ONE_CODE_ONLY.replace('"same"', '"both.py"') + MIXES)
+    line = ["plugins", "check", "both.py", "--plugin", str(file)]
+    done = CliRunner().invoke(app, [*line, "--json"])
+    reports = json.loads(done.stdout)
+    assert [(report["slot"], report["name"]) for report in reports] == [
+        ("adaptors", "mixes"),
+        ("heads", "both.py"),
+    ]
+    failed = [row["check"] for report in reports for row in report["checks"] if row["outcome"] == "failed"]
+    assert (failed, done.exit_code) == (["batch_invariance", "head_order"], 1)
+    code, checks = check_as_json("heads:both.py", "refuses=true", "--plugin", str(file))
+    assert (code, checks["head_order"]["outcome"]) == (0, "skipped")
+    refused = CliRunner().invoke(app, [*line, "refuses=true"])
+    assert "refuses=true an option of one: write adaptors:mixes or heads:both.py" in refused.stderr
+    assert refused.exit_code == 2
+
+
+FORMAT = """
+from dataclasses import dataclass
+from janus_modular import hookimpl
+
+@dataclass
+class Options:
+    pass
+
+@hookimpl
+def register_formats(registry):
+    registry.add("acme", object, Options)
+"""
+
+
+def test_a_format_beside_other_components_is_left_to_tests(tmp_path: Path) -> None:
+    file = tmp_path / "both.py"
+    file.write_text(FORMAT + MIXES.replace("= 1.0", "= 0.0"))
+    done = CliRunner().invoke(app, ["plugins", "check", "both.py", "--plugin", str(file)])
+    assert "not checked: formats:acme: no example fits every checkpoint format" in done.stderr
+    assert ("mixes: adaptor of both.py" in done.stdout, done.exit_code) == (True, 0)
+
+
+def test_components_of_a_distribution_that_cannot_be_checked_are_listed_at_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "both.py"
+    file.write_text(NO_LENGTH + MIXES.replace("= 1.0", "= 0.0"))
+    done = CliRunner().invoke(app, ["plugins", "check", "both.py", "--plugin", str(file)])
+    assert done.exit_code == 2
+    assert "mixes: adaptor of both.py" in done.stdout
+    assert "not checked:\nsources:words: the source 'words' cannot be checked" in done.stderr
+
+
 def test_a_head_is_checked_for_several_codes_unless_it_refuses_them(tmp_path: Path) -> None:
     (tmp_path / "same.py").write_text(ONE_CODE_ONLY)
     file = ("--plugin", str(tmp_path / "same.py"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,13 @@ import pytest
 import torch
 import yaml
 
-from janus_modular.plugins import default_plugins
-from janus_modular.plugins.lock import plugin_digests
+from janus_modular import PluginError
+from janus_modular.checkpoints import ModelAssembly, save
+from janus_modular.config import load
+from janus_modular.plugins import Plugins, default_plugins, set_default_plugins
+from janus_modular.plugins.lock import LOCK, plugin_digests, write_lock
 from janus_modular.training.run_environment import git_state
+from janus_modular.training.schema import TrainConfig
 from janus_modular.training.train import train
 
 from .conftest import Make
@@ -68,6 +75,107 @@ def test_each_checkpoint_records_them_and_the_card_shows_them(
             assert words in card
         config = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
         assert config == record["training"]["config"]
+
+
+MINE = """
+from janus_plugins.adaptors.mlp import MlpAdaptor, MlpConfig
+from janus_modular import hookimpl
+
+@hookimpl
+def register_adaptors(registry):
+    registry.add("mine", MlpAdaptor, MlpConfig)
+"""
+
+OWN_SOURCE = """
+from janus_plugins.sources.jsonl import Jsonl, JsonlConfig
+from janus_modular import hookimpl
+
+@hookimpl
+def register_sources(registry):
+    registry.add("mine", Jsonl, JsonlConfig)
+"""
+
+
+@pytest.fixture
+def mine(make: Make, data: Path, tmp_path: Path) -> Callable[[str, int], tuple[Plugins, TrainConfig]]:
+    """Write an adaptor and a source of local files; return all plugins, and the config of a run with both."""
+
+    def write(comment: str, stop: int) -> tuple[Plugins, TrainConfig]:
+        plugins = Plugins(default_plugins().entry_points)
+        for name, text in (("adaptor.py", MINE), ("source.py", OWN_SOURCE)):
+            (tmp_path / name).write_text(text + comment)
+            plugins.add_file(tmp_path / name)
+        set_default_plugins(plugins)
+        model = load("tiny", ["understanding.adaptor=mine"], plugins)
+        sources = {"read": {"name": "mine", "path": str(data / "read.jsonl"), "questions": ["Colour?"]}}
+        return plugins, make(
+            model=model, sources=sources, mixture={"read": 1}, checkpoint_every=1, schedule__stop=stop
+        )
+
+    return write
+
+
+Mine = Callable[[str, int], tuple[Plugins, TrainConfig]]
+
+
+def test_resuming_lists_plugins_whose_code_has_changed(
+    mine: Mine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugins, config = mine("", 1)
+    train(config, quiet=True, plugins=plugins)
+    plugins, config = mine("", 2)
+    train(config, quiet=True, plugins=plugins, resume=True)
+    assert "\n  plugin " not in capsys.readouterr().err
+    plugins, config = mine("# changed\n", 3)
+    train(config, quiet=True, plugins=plugins, resume=True)
+    printed = capsys.readouterr().err
+    for file in ("adaptor.py", "source.py"):
+        assert re.search(rf"^  plugin {file}: 'no version \(sha256 \w+\)' then, 'no version", printed, re.M)
+    assert "plugin janus-modular" not in printed
+
+
+@pytest.mark.parametrize("locked", ["model", "checkpoints/step-0000001"])
+def test_a_locked_run_is_not_resumed_with_other_plugins(mine: Mine, locked: str) -> None:
+    plugins, config = mine("", 1)
+    model = train(config, quiet=True, plugins=plugins)
+    lock = write_lock(model.parent / locked, plugins)
+    plugins, config = mine("", 2)
+    train(config, quiet=True, plugins=plugins, resume=True)
+    assert (model / LOCK).exists() == (locked == "model")
+    write_lock(model.parent / locked.replace("1", "2"), plugins)
+    plugins, config = mine("# changed\n", 3)
+    with pytest.raises(PluginError, match=r"adaptor\.py: other bytes in adaptor\.py"):
+        train(config, quiet=True, plugins=plugins, resume=True)
+    lock.unlink()
+    (model.parent / locked.replace("1", "2") / LOCK).unlink(missing_ok=True)
+    train(config, quiet=True, plugins=plugins, resume=True)
+
+
+def test_a_model_that_is_written_again_keeps_no_lock_of_other_plugins(
+    mine: Mine, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugins, config = mine("", 1)
+    model = train(config, quiet=True, plugins=plugins)
+    write_lock(model, plugins)
+    assembly = ModelAssembly.from_checkpoint(model, plugins=plugins)
+    save(assembly, model, plugins=plugins)
+    assert (model / LOCK).exists()
+    plugins, _ = mine("# changed\n", 1)
+    save(assembly, model, plugins=plugins)
+    assert not (model / LOCK).exists()
+    assert f"Lock again: janus-modular plugins lock {model}" in caplog.text
+
+
+def test_a_run_needs_no_plugin_of_a_sampler(mine: Mine) -> None:
+    plugins, config = mine("", 1)
+    model = train(config, quiet=True, plugins=plugins)
+    record = json.loads((model / "config.json").read_text())
+    sampler = next(item for item in record["plugins"] if item["slot"] == "text_samplers")
+    sampler.update(dist="acme", name="acme")
+    record["model"]["text_sampler"] = "acme"
+    (model / "config.json").write_text(json.dumps(record))
+    config = replace(config, init=str(model), model=None, output=f"{config.output}-2")
+    assert (train(config, quiet=True, plugins=plugins) / "config.json").exists()
 
 
 def test_a_digest_changes_with_the_file_of_a_plugin(tmp_path: Path) -> None:
