@@ -294,7 +294,7 @@ def test_other_samplers_give_the_same_words_and_images(
         assert "window" in answer.settings
         assert_same_codes(decoded(draw(client, extra_body={"seed": 5}).data[0].b64_json), image)
     with pytest.raises(PluginError, match="Did you mean 'parallel'"):
-        start(image_sampler="paralel")
+        start(image_sampler="parallels")
 
 
 def test_edits_are_refused_with_the_reason(client: openai.OpenAI):
