@@ -183,7 +183,13 @@ class Drawings(list[Image.Image]):
         self.settings = dict(settings or {})  # all settings: ``draw(prompt, **settings)`` repeats the drawing
 
     def grid(self, gap: int = 4) -> Image.Image:
-        """Return one image with all images in a nearly square grid, ``gap`` white pixels apart."""
+        """Return one image with all images in a nearly square grid, ``gap`` white pixels apart.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        if not self:
+            raise ValueError("found no images; expected one at least: an empty list of prompts draws none.")
         columns = int(len(self) ** 0.5 + 0.999)
         rows = -(-len(self) // columns)
         width, height = self[0].size
@@ -192,8 +198,10 @@ class Drawings(list[Image.Image]):
             canvas.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
         return canvas
 
-    def _repr_png_(self) -> bytes:
-        """Return the grid as a PNG file, which Jupyter displays."""
+    def _repr_png_(self) -> bytes | None:
+        """Return the grid as a PNG file, which Jupyter displays; None where there are no images."""
+        if not self:
+            return None
         file = BytesIO()
         self.grid().save(file, "PNG")
         return file.getvalue()

@@ -15,7 +15,8 @@ from PIL import Image
 from janus_modular import arguments, samplers
 from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, Drawings, Usage
 from janus_modular.bundles import find_bundle, open_bundle
-from janus_modular.errors import ConfigError, PromptError
+from janus_modular.errors import CheckpointError, ConfigError, PromptError
+from janus_modular.foreign import is_hub_id, path_exists, printable
 from janus_modular.image_calls import ImageCalls
 from janus_modular.image_sizes import chosen_size, open_session
 from janus_modular.plugins import Plugins, default_plugins
@@ -102,8 +103,16 @@ class Janus(AsyncCalls, ChoosesSamplers, ImageCalls):
                 f"{path} is a checkpoint: it runs in torch, and has no variants. runtime and variant are"
                 " for bundles; make one with: janus-modular export MODEL BUNDLE"
             )
-        from janus_modular.checkpoints import ModelAssembly
-        from janus_modular.model.device import choose_device
+        try:
+            from janus_modular.checkpoints import ModelAssembly
+            from janus_modular.model.device import choose_device
+        except ModuleNotFoundError as error:  # torch is of no use for what does not exist
+            if path_exists(path) or is_hub_id(str(path)):
+                raise
+            raise CheckpointError(
+                f"there is no file or folder '{printable(path)}'. Give the path of a bundle or a checkpoint,"
+                " or a hub id (owner/name)."
+            ) from error
 
         on = choose_device(device)
         return cls.of(ModelAssembly.from_checkpoint(path, device=on, dtype=dtype, plugins=plugins), plugins)

@@ -167,8 +167,8 @@ class Engine:
             if self._waiting >= self.queue_size:
                 seconds = self._seconds_for_a_request()
                 raise QueueFullError(
-                    f"found {self._waiting} requests that wait for rows; expected fewer than"
-                    f" {self.queue_size}: try again in {seconds:.0f} s.",
+                    f"the queue is full: found {self._waiting} requests that wait for rows; expected fewer"
+                    f" than {self.queue_size}. Try again in {seconds:.0f} s.",
                     seconds,
                 )
             if self._journal is not None and isinstance(work, DrawWork):

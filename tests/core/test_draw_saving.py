@@ -13,6 +13,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from janus_modular.answers import Drawings
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.cli.app import app
 from janus_modular.cli.draw import save
@@ -94,6 +95,13 @@ def test_files_are_replaced_only_by_force(model: Path, tmp_path: Path):
     assert single.read_bytes() == b"mine"
     assert draw(model, "a", "-n", 2, "-o", output, "--force").exit_code == 0
     assert single.read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_drawings_show_nothing():
+    none = Drawings([], [])
+    assert none._repr_png_() is None
+    with pytest.raises(ValueError, match="found no images"):
+        none.grid()
 
 
 def test_drawings_show_themselves_as_a_grid(model: Path):

@@ -134,3 +134,15 @@ def test_a_server_names_all_missing_extras_at_once(
     assert done.returncode == 2
     assert f"'{words[0]}' needs the extra" in done.stderr, done.stderr
     assert sorted(re.search(r"pip install 'janus-modular\[(.*?)\]", done.stderr)[1].split(",")) == extras
+
+
+@pytest.mark.parametrize("words", [["chat", "no-bundle", "hi"], ["draw", "no-bundle", "a cat"]])
+def test_a_misspelt_path_is_named_where_torch_is_missing(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['torch'] = None  # as if it were not installed\n"
+        f"sys.argv[1:] = {words!r}\nfrom janus_modular.cli.app import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there is no file or folder 'no-bundle'" in done.stderr
+    assert "torch" not in done.stderr

@@ -50,8 +50,10 @@ def verify(
 
     extras, modules = RUNTIMES.get(runtime, RUNTIMES["onnx"])
     with require_extras("'verify'", "export", *extras, modules=modules):
+        from janus_export.bundle.bundle import load_bundle
         from janus_export.verify import NotRecordedError
         from janus_export.verify import verify as verify_bundle
+        from janus_modular.bundles import find_bundle
 
     unwritten = None
     with Console(stderr=True).status("verifying") as status:
@@ -79,6 +81,13 @@ def verify(
     if unwritten:
         raise unwritten
     if not all(report.passed for report in reports):
+        exported_from = load_bundle(find_bundle(bundle) or bundle).manifest["source"]["path"]
+        if Path(exported_from).resolve() != Path(against).expanduser().resolve():
+            typer.echo(
+                f"{bundle} was exported from {exported_from}, and compared with {against}: if these are two"
+                " models, verify it against its own.",
+                err=True,
+            )
         raise typer.Exit(1)
 
 
