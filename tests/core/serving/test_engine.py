@@ -230,7 +230,7 @@ def test_a_full_queue_refuses_requests(tiny: Janus) -> None:
     jobs = [engine.submit(request)]
     next(iter(jobs[0]))  # it has the only row
     jobs += [engine.submit(request) for _ in range(2)]
-    with pytest.raises(QueueFullError, match="expected fewer than 2. Try again in") as caught:
+    with pytest.raises(QueueFullError, match=r"expected fewer than 2\. Try again in") as caught:
         engine.submit(request)
     assert caught.value.retry_after >= 1
     engine.close(drain=False)
