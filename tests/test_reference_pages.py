@@ -335,7 +335,8 @@ def test_the_catalogue_has_a_result_for_every_check_of_every_component(plugins: 
 @pytest.mark.parametrize(
     "key",
     [
-        key if key.startswith(QUICK) else pytest.param(key, marks=pytest.mark.slow)
+        # The checks themselves are those of tests/plugins/test_contracts.py, whose slow ones run before.
+        key if key.startswith(QUICK) else pytest.param(key, marks=pytest.mark.proof)
         for key in sorted(CHECK_RESULTS)
     ],
 )
