@@ -63,7 +63,7 @@ def steps_to_first_token(janus: Janus, rows: int, repeats: int) -> int:
     """Return the most steps of the batch from a question to its first token, while 8 images are drawn."""
     steps = []
     for _ in range(repeats):
-        with Engine(janus, rows) as engine:  # a new one: it knows no beginning of the prompt
+        with Engine(janus, rows) as engine:  # with an empty prefix cache
             drawings = [engine.submit(DrawRequest(f"drawing {i}", seed=i)) for i in range(8)]
             for drawing in drawings:
                 next(event for event in drawing if isinstance(event, Progress))

@@ -149,6 +149,9 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
 
     _check_output(resolved)
     model = resolved if isinstance(resolved, ModelConfig) else getattr(resolved, "model", None)
+    start: str | None = getattr(resolved, "init", None)  # of a run that has no model of its own
+    if model is None and start is None:
+        return []
     try:
         from janus_modular.model.build import ModelBuilder, build_model
         from janus_modular.model.checks import check_shapes
@@ -161,12 +164,9 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
         return []
 
     plugins = default_plugins()
-    is_run = isinstance(resolved, TrainConfig)
-    if is_run and resolved.init:
-        if path_exists(resolved.init):  # or else an earlier run makes it, or it is on a hub
-            check_training(resolved, initial_model(resolved, plugins, "meta").model, plugins)
-        return []
     if model is None:
+        if start and path_exists(start):  # or else an earlier run makes it, or it is on a hub
+            check_training(resolved, initial_model(resolved, plugins, "meta").model, plugins)
         return []
 
     def absent(config: Any) -> list[ComponentSpec]:
@@ -180,12 +180,13 @@ def _check_model(resolved: Any) -> list[ComponentSpec]:
                     ModelBuilder(plugins, on_meta=True)(spec)
         return missing
     built = build_model(model, on_meta=True)
-    check_shapes(built, plugins)
+    if isinstance(resolved, TrainConfig):
+        check_training(resolved, built, plugins)
+    else:
+        check_shapes(built, plugins)
     if errors := sampler_errors(built, plugins):
         raise config_error(errors)
     _check_context(built)
-    if is_run:
-        check_training(resolved, built, plugins)
     return []
 
 

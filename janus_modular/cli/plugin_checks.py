@@ -41,8 +41,8 @@ def check(
     components, options = find_components(plugins, name), list(overrides or [])
     if options and len(components) > 1:
         raise PluginError(
-            f"'{name}' is a distribution of {len(components)} components, and {options[0]} an option of one:"
-            f" write {' or '.join(f'{item.slot}:{item.name}' for item in components)}"
+            f"found the option {options[0]} for '{name}', a distribution of {len(components)} components;"
+            f" expected one component: write {' or '.join(f'{item.slot}:{item.name}' for item in components)}"
         )
     reports, errors = list[dict[str, Any]](), list[str]()
     for component in components:

@@ -56,36 +56,19 @@ class _ProbeSession(BaseSession):
         """End the probe, after a look at the name."""
         raise _ProbeEndError if name in self.graphs else _MissingGraphError(name)
 
-    def feed(self, x: Any, counts: Any) -> NoReturn:
-        """End the probe."""
+    def _end(self, *_: Any, **__: Any) -> NoReturn:
+        """End the probe: nothing has computed what the sampler asks for."""
         raise _ProbeEndError
 
-    def expand(self, x: Any) -> NoReturn:
-        """End the probe."""
-        raise _ProbeEndError
-
-    def squeeze(self, x: Any) -> NoReturn:
-        """End the probe."""
-        raise _ProbeEndError
-
-    def take(self, tensors: Any, indices: Any) -> NoReturn:
-        """End the probe."""
-        raise _ProbeEndError
-
-    def stack(self, columns: Any) -> NoReturn:
-        """End the probe."""
-        raise _ProbeEndError
-
-    def to_host(self, x: Any) -> NoReturn:
-        """End the probe."""
-        raise _ProbeEndError
+    feed = expand = squeeze = take = stack = to_host = _end
 
 
 def image_sampler_mismatch(model: JanusModel, plugins: Plugins) -> str:
     """Return why the model's image sampler cannot drive its generation path; "" if nothing was found.
 
     The sampler runs up to its first result: sizes and graphs that it asks for, and the path does not declare,
-    are found, and the sampler's own checks. Any other exception of a third party's sampler tells nothing.
+    are found, and the sampler's own checks. Any other exception of a sampler is ignored: it may be raised for
+    want of a result.
     """
     name, owner = model.image_sampler, type(model.generation).__name__
     prompt = Prompt(
@@ -107,6 +90,6 @@ def image_sampler_mismatch(model: JanusModel, plugins: Plugins) -> str:
         return f"the image sampler '{name}' runs the graph '{error}'; those of {owner} are {graphs}. {advice}"
     except JanusError as error:
         return f"the image sampler '{name}' refuses {owner}: {error}"
-    except Exception:  # of the probe's end, or for want of a result
+    except Exception:
         return ""
     return ""

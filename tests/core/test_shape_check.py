@@ -127,7 +127,7 @@ LLAMA = f"{SIZES}, max_position_embeddings: 512, intermediate_size: 128"
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "problem"),
     [
         (f"llama, {LLAMA}", ""),
         (f"llama, {LLAMA}, num_key_value_heads: 3", "fails with a row of four positions, (1, 4, 64)"),
@@ -140,10 +140,10 @@ LLAMA = f"{SIZES}, max_position_embeddings: 512, intermediate_size: 128"
         ("mamba, hidden_size: 64, vocab_size: 320", "whose config has no max_position_embeddings; expected"),
     ],
 )
-def test_a_backbone_that_cannot_read_a_row_is_named(family: str, said: str) -> None:
+def test_a_backbone_that_cannot_read_a_row_is_named(family: str, problem: str) -> None:
     code, error = validated("tiny", f"backbone={{name: hf, config: {{model_type: {family}}}}}")
-    assert code == (2 if said else 0), error
-    assert said in error
+    assert code == (2 if problem else 0), error
+    assert problem in error
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ from janus_plugins.demo.post_training import PostTrainingStep, ReportSection, fi
 from janus_plugins.demo.report import Results, write_report
 from janus_plugins.demo.schema import METRICS, DemoConfig
 
+RESERVED = ("seed", "numbers", "first", "prefix")
+"""Settings of image samplers that follow from the demo's seed and prompts."""
+
 SETTINGS = "demo.yaml"
 """The file that marks the folder of a demo: its settings."""
 
@@ -118,6 +121,8 @@ def check_drawings(config: DemoConfig, plugins: Plugins) -> None:
     """
     sampler = build_model(config.model, on_meta=True, plugins=plugins).image_sampler
     for name, settings in config.drawings.items():
+        if own := [key for key in RESERVED if key in settings]:
+            raise ConfigError(f"drawings.{name}: {', '.join(own)}: set by the demo; leave it out.")
         try:
             with_settings(plugins, "image_samplers", sampler, {**settings, "seed": config.seed})
         except PromptError as error:
@@ -246,7 +251,7 @@ def metrics_table(metrics: Mapping[str, float], thresholds: Mapping[str, float])
             least = f"{thresholds[name]:g}"
             verdict = "[green]yes[/]" if value >= thresholds[name] else "[red]no[/]"
         view.add_row(name, f"{value:.3f}" if name in METRICS else f"{value:.3g}", least, verdict)
-    for name in set(thresholds) - set(metrics):
+    for name in sorted(set(thresholds) - set(metrics)):
         view.add_row(name, "not measured", f"{thresholds[name]:g}", "[red]no[/]")
     return view
 

@@ -283,8 +283,9 @@ def test_other_samplers_give_the_same_words_and_images(
 ):
     words = tiny_janus.chat("what?", max_tokens=12)
     [image] = tiny_janus.draw("a cat", 1, seed=5)
-    for kind in ("text_sampler", "image_sampler"):  # those of the model, again after this test
-        monkeypatch.setattr(tiny_janus.runtime, kind, getattr(tiny_janus.runtime, kind))
+    runtime = tiny_janus.runtime  # of other tests too: its samplers are restored afterwards
+    monkeypatch.setattr(runtime, "text_sampler", runtime.text_sampler)
+    monkeypatch.setattr(runtime, "image_sampler", runtime.image_sampler)
     served = start(text_sampler="prompt-lookup", image_sampler="parallel")
     with served.client() as client:
         [model] = client.models.list().data

@@ -120,7 +120,10 @@ def test_a_distribution_is_checked_with_all_its_components(tmp_path: Path) -> No
     code, checks = check_as_json("heads:both.py", "refuses=true", "--plugin", str(file))
     assert (code, checks["head_order"]["outcome"]) == (0, "skipped")
     refused = CliRunner().invoke(app, [*line, "refuses=true"])
-    assert "refuses=true an option of one: write adaptors:mixes or heads:both.py" in refused.stderr
+    assert (
+        "a distribution of 2 components; expected one component: write adaptors:mixes or heads:both.py"
+        in refused.stderr
+    )
     assert refused.exit_code == 2
 
 
