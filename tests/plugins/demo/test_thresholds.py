@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from janus_modular.config import load, resolve
+from janus_modular.janus import Janus
+from janus_modular.plugins import default_plugins
+from janus_plugins.demo.evaluation import draw, recognised
+from janus_plugins.demo.phases import Demo
 from janus_plugins.demo.run import run_demo
 from janus_plugins.demo.schema import DemoConfig
+
+COUNT = 1_000
+"""Drawings that show what guidance gains: the standard error of the difference is 0.01, of 200 it is 0.025."""
 
 
 @pytest.mark.slow
@@ -17,7 +24,13 @@ def test_meets_its_thresholds(seed: int, tmp_path: Path) -> None:
     config = resolve(load("demo/digits", [f"seed={seed}"]), DemoConfig)
     report = run_demo(config, tmp_path / "demo", quiet=True)
     assert [name for name, least in config.thresholds.items() if report[name] < least] == []
-    guided, alone = report["drawing_accuracy_t1"], report["drawing_accuracy_t1_g1"]
-    # Of 200 drawings: 0.93 to 0.94 without guidance, where machines differ, and 0.965 to 0.98 with it.
-    assert guided > alone or alone >= 0.95
     assert (report["bundle_variants_passed"], report["bundle_codes_equal"]) == (1, 1)
+
+    demo = Demo(config, tmp_path / "demo", default_plugins(), quiet=True)
+    classifier, held_out = demo.classifier(), demo.open(config.held_out)
+    janus = Janus.from_pretrained(tmp_path / "demo" / "model", device="cpu")
+    guided, alone = (
+        recognised(classifier, draw(janus, held_out, config.drawings[name], COUNT, seed))
+        for name in ("drawing_accuracy_t1", "drawing_accuracy_t1_g1")
+    )
+    assert guided >= alone + 0.05 or alone >= 0.95
