@@ -15,7 +15,7 @@ from janus_plugins.demo.run import run_demo
 from janus_plugins.demo.schema import DemoConfig
 
 COUNT = 1_000
-"""Drawings that show what guidance gains: the standard error of the difference is 0.01, of 200 it is 0.025."""
+"""Drawings that show what guidance gains: the standard error of the difference is 0.01; of 200, 0.025."""
 
 
 @pytest.mark.slow
