@@ -88,15 +88,16 @@ def open_validation(
 ) -> Validation | None:
     """Open the sources that are held out, and prepare their samples; None if the run is not validated.
 
+    `check_training` has checked the samplers before.
+
     Raises:
-        ConfigError: a source or an image of a question cannot be opened, or the model cannot draw or answer.
+        ConfigError: a source or an image of a question cannot be opened, or a prompt is too long.
         DataError: a sample cannot be used.
     """
     if not config.validation.every:
         return None
     sources = _opened(config.validation.sources, "validation.sources", plugins)
     validation = Validation(config, sources, builder, plugins, objective)
-    check_samplers(config, assembly.model, plugins)
     validation.check_prompts(assembly)
     return validation
 
