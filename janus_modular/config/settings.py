@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from types import GenericAlias
-from typing import Any, get_args, get_origin, get_type_hints
+from functools import cache
+from math import isfinite
+from types import GenericAlias, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -24,7 +26,7 @@ def check_settings(schema: type[Any], settings: Mapping[str, Any]) -> tuple[dict
     taken as they are: nothing is interpolated. A field with an annotation that no config can have (a
     function, an array) takes any value.
     """
-    hints = _type_hints(schema)
+    hints = _type_hints(schema)  # type: ignore[arg-type]  # mypy takes no class for hashable
     converted, errors = dict(settings), []
     for name, value in settings.items():
         if name not in hints:
@@ -43,6 +45,7 @@ def check_settings(schema: type[Any], settings: Mapping[str, Any]) -> tuple[dict
     return converted, errors
 
 
+@cache
 def _type_hints(schema: type[Any]) -> dict[str, Any]:
     """Return the types of fields that can be checked; a sequence of any class is checked as a tuple."""
     try:
@@ -55,7 +58,22 @@ def _type_hints(schema: type[Any]) -> dict[str, Any]:
     return {name: hint for name, hint in hints.items() if is_convertible(hint)}
 
 
+def _has_type(value: Any, hint: Any) -> bool:
+    """Return True if a value is of a type as it is, and finite, so that nothing is to be converted."""
+    if type(value) is float and not isfinite(value):
+        return False
+    if isinstance(hint, type) and not get_args(hint):
+        return type(value) is hint
+    if get_origin(hint) in (Union, UnionType):
+        return any(_has_type(value, option) for option in get_args(hint))
+    if get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
+        return type(value) is tuple and all(_has_type(item, get_args(hint)[0]) for item in value)
+    return False
+
+
 def _converted(value: Any, hint: Any) -> Any:
+    if _has_type(value, hint):
+        return value
     value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     if type(value) is int and int in (hint, *get_args(hint)) and get_origin(hint) is not tuple:
         return value
