@@ -20,6 +20,9 @@ from janus_modular.errors import JanusError, escaped
 MAX_JSON_BYTES = 256 * 2**20
 """Larger text files are an error, unread; the largest tokenizer.json in use has about 35 MB."""
 
+OUTPUTS = "runs"
+"""The folder that commands write to, here, unless they are given another."""
+
 MAX_DEPTH = 64
 """Levels of nesting that a JSON or YAML file may have, since walking and copying it recurse."""
 
@@ -94,8 +97,12 @@ def path_exists(path: str | Path) -> bool:
 
 
 def is_hub_id(text: str) -> bool:
-    """Return True if a text has the form ``owner/name`` or ``owner/name/file`` of hub ids."""
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)*", text))
+    """Return True if a text has the form ``owner/name`` or ``owner/name/file`` of hub ids.
+
+    A path below `OUTPUTS` is never one, so that what was not written yet is not looked up on the hub.
+    """
+    hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)*", text)
+    return hub_id is not None and not text.startswith(f"{OUTPUTS}/")
 
 
 def read_text(path: Path, error: type[JanusError], *, most: int = MAX_JSON_BYTES) -> str:

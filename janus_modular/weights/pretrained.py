@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from janus_modular.atomic_writes import refuse_interrupted
 from janus_modular.capabilities import LoadsPretrained, ReadsPretrained
 from janus_modular.errors import CheckpointError, missing_extra
-from janus_modular.foreign import foreign_errors, is_hub_id, printable
+from janus_modular.foreign import OUTPUTS, foreign_errors, is_hub_id, printable
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.registry import slot_label
 from janus_modular.suggest import did_you_mean
@@ -66,7 +66,9 @@ def resolve_pretrained(pretrained: str, revision: str | None = None, *, weights:
     is_path = not is_hub_id(pretrained) or (pretrained.count("/") > 1 and path.parent.is_dir())
     if is_path:  # the form owner/name/file is also that of a path: one into a folder that is here
         near = [str(sibling) for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(str(path), near) or "Give a path or a hub id (owner/name)."
+        written = "Commands write there: `janus-modular demo` writes runs/demo, and a training its output."
+        expected = written if pretrained.startswith(f"{OUTPUTS}/") else "Give a path or a hub id (owner/name)."
+        hint = did_you_mean(str(path), near) or expected
         raise CheckpointError(f"there is no file or folder '{printable(pretrained)}'. {hint}")
     try:
         return _from_hub(pretrained, revision, weights)

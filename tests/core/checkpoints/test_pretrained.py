@@ -18,6 +18,7 @@ from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import CheckpointError, ConfigError
 from janus_modular.interfaces import ComponentConfig, ComponentSpec
+from janus_modular.janus import Janus
 from janus_modular.weights.pretrained import commit_of, load_pretrained, resolve_pretrained
 
 
@@ -168,6 +169,21 @@ def test_a_broken_connection_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         CheckpointError, match=r"hf download acme/model x\.gguf --revision v1 --local-dir FOLDER"
     ):
         resolve_pretrained("acme/model/x.gguf", "v1")
+
+
+@pytest.mark.parametrize("path", ["runs/demo", "runs/demo/model"])
+def test_a_run_that_was_not_written_yet_is_not_looked_up_on_the_hub(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object, **__: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    with pytest.raises(CheckpointError, match=rf"no file or folder '{path}'.*janus-modular demo"):
+        resolve_pretrained(path)
+    with pytest.raises(CheckpointError, match=rf"no file or folder '{path}'"):
+        Janus.from_pretrained(path)
 
 
 def test_no_weights_are_fetched_for_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
