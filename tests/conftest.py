@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -55,6 +56,23 @@ SLOWEST = (
     "core/server/test_page_in_a_browser.py",
 )
 """The files that take longest, from measured times: they go first, so that no worker waits for the other."""
+
+
+OWN_EXPORTS = {
+    *("flow_bundle", "several_codes_bundle", "drawing_bundle", "text_bundle", "bundled", "tiny_gpu_bundle"),
+}
+"""Fixtures that export a model for a few tests: 10 to 20 s each, so these tests are slow."""
+TRACING = re.compile(r"(?:^test_|-)(?:exports|onnx_parity|drawing_graphs)\b")
+"""Checks of a component that trace its graphs: seconds each, so they are slow."""
+TRACED = re.compile(r"(?:\[(?:siglip|vq|mlp)-|TestHfBackbone::|TestMlpHead::|TestAutoregressiveGeneration::)")
+"""The components that also `make test` traces: one of each slot."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark as slow what exports more than `make test` has time for."""
+    traces = TRACING.search(item.name) and not TRACED.search(item.nodeid)
+    if traces or OWN_EXPORTS & set(getattr(item, "fixturenames", ())):
+        item.add_marker("slow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

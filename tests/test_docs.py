@@ -285,18 +285,24 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SLOW_PAGES = (
+    "docs/how-to/from-published-code.md",
+    "docs/how-to/from-transformers.md",
+    "docs/how-to/swap-parts.md",
+)
+"""Pages that open a checkpoint of the published sizes, or train several times: 8 s each."""
+
+
 def pages_that_run() -> Iterator[Any]:
     """Yield the pages with blocks that run, with the marks of these blocks.
 
-    Pages that export a model are slow, but for README.md; so are blocks that say so.
+    Pages that export a model are slow, and those of `SLOW_PAGES`; so are blocks that say so.
     """
     for page in PAGES:
         marks = {block.mark for block in blocks(page) if block.is_run}
-        exports = page != ROOT / "README.md" and any(
-            "janus-modular export" in block.body for block in blocks(page) if block.is_run
-        )
+        exports = any("janus-modular export" in block.body for block in blocks(page) if block.is_run)
         name = page.relative_to(ROOT).as_posix()
-        if exports:
+        if exports or name in SLOW_PAGES:
             yield pytest.param(page, ("run", "run slow"), id=name, marks=pytest.mark.slow)
             continue
         if marks - {"run slow"}:

@@ -75,7 +75,7 @@ def janus(site: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     [
         ("--help",),
         ("plugins", "list"),
-        ("config", "validate", "tiny"),
+        pytest.param(("config", "validate", "tiny"), marks=pytest.mark.slow),
         ("plugins", "show", "adaptors:mlp"),
         ("plugins", "show", "acme-one:twice"),
     ],
@@ -86,6 +86,7 @@ def test_commands_that_need_none_of_them_do_not_notice(site: Path, words: tuple[
     assert "look at me" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_using_a_broken_plugin_raises_its_error(site: Path) -> None:
     done = janus(site, "config", "validate", "tiny", "understanding.adaptor=missing")
     assert done.returncode == 2

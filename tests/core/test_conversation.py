@@ -178,6 +178,7 @@ def test_errors_and_interrupts_leave_the_conversation_as_it_was(
     assert conversation.images == []
 
 
+@pytest.mark.slow
 def test_lines_are_edited_and_recalled_in_a_terminal(janus: Janus, folder: Path) -> None:
     """In a real terminal: the second process recalls the line that was typed into the first."""
     pytest.importorskip("readline")

@@ -16,8 +16,6 @@ from janus_modular.plugins.scaffold import CONTRACT_TESTS, TEMPLATE, slot_named,
 from janus_modular.registry import SLOTS, slot_label
 from janus_modular.suggest import did_you_mean
 
-QUICK = "adaptors"
-
 
 def ran(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a plugin's folder; what was installed there is found."""
@@ -34,9 +32,8 @@ def install(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "slot", [slot if slot == QUICK else pytest.param(slot, marks=pytest.mark.slow) for slot in SLOTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("slot", SLOTS)
 def test_a_new_plugin_is_found_and_its_own_tests_pass(tmp_path: Path, slot: str) -> None:
     files = write_plugin("acme-thing", slot, tmp_path)
     folder = tmp_path / "acme-thing"

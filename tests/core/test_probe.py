@@ -59,7 +59,9 @@ def odd(plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     ("source", "state"),
     [
         ("import os; os._exit(3)", "broken"),
-        ("print('hello')\nfrom janus_plugins.adaptors.mlp import *\n", "ok"),
+        pytest.param(
+            "print('hello')\nfrom janus_plugins.adaptors.mlp import *\n", "ok", marks=pytest.mark.slow
+        ),
     ],
     ids=["crash", "output"],
 )

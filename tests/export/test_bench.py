@@ -137,6 +137,7 @@ def test_what_a_checkpoint_has_not_is_refused(tiny_checkpoint: Path):
         bench(tiny_checkpoint, variant="fp32")
 
 
+@pytest.mark.slow
 def test_a_bundle_is_measured_without_torch(tiny_bundle: Path):
     program = (
         "import sys\n"

@@ -209,6 +209,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lowered
 
 
+@pytest.mark.slow
 def test_an_interrupted_export_leaves_the_old_bundle_and_goes_on_where_it_stopped(
     tiny_checkpoint: Path, tmp_path: Path, quick: list[str]
 ):
@@ -227,6 +228,7 @@ def test_an_interrupted_export_leaves_the_old_bundle_and_goes_on_where_it_stoppe
     assert [one.name for one in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.slow
 def test_what_was_finished_for_other_settings_or_damaged_since_is_not_used(
     tiny_checkpoint: Path, tmp_path: Path, quick: list[str]
 ):
@@ -243,6 +245,7 @@ def test_what_was_finished_for_other_settings_or_damaged_since_is_not_used(
         assert quick == ["embed", "sample_image"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_bundle_and_says_so(
     tiny_checkpoint: Path, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -102,6 +102,7 @@ def test_a_row_alone_has_its_recorded_states(model: Path, plugins: Plugins):
             assert_allclose(got, read.states(), atol=1e-4)  # kernels sum in another order for one row
 
 
+@pytest.mark.slow
 def test_verify_replays_what_the_sampler_called(model: Path, tmp_path: Path):
     export(model, tmp_path / "bundle", ExportConfig(variants=["fp32", "cpu-int8"]))
     for report in verify(tmp_path / "bundle", model):

@@ -37,9 +37,8 @@ def test_each_of_many_requests_gets_the_result_that_it_has_alone(
     assert not engine.session.lengths.any()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("several_codes_bundle", marks=pytest.mark.slow), "flow_bundle"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["several_codes_bundle", "flow_bundle"])
 def test_other_paths_are_served_as_they_are(
     name: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,7 +66,11 @@ def test_an_image_without_codes_has_no_partial_images(flow_bundle: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny_bundle", pytest.param("several_codes_bundle", marks=pytest.mark.slow), "flow_bundle"]
+    "name",
+    [
+        "tiny_bundle",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("several_codes_bundle", "flow_bundle")),
+    ],
 )
 def test_a_drawing_goes_on_where_another_engine_ended(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -56,7 +56,13 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(family, marks=[] if family.startswith("gemma2") else [pytest.mark.slow])
+        for family in FAMILIES
+    ],
+)
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The backbone of a family as a portable graph, with its weights inside."""
     config = resolve(load("model/tiny"), ModelConfig)

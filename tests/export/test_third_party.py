@@ -99,12 +99,14 @@ def assert_same_embeddings(model: JanusModel, lower: Lower) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=CLOSE * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_an_encoder_that_knows_nothing_of_onnx(plugins: Plugins, lower: Lower):
     encoder = "understanding.encoder"
     sizes = (f"{encoder}.height=32", f"{encoder}.width=64")
     assert_same_embeddings(build(plugins, EXAMPLE, f"{encoder}=efficientnet-lite0", *sizes), lower)
 
 
+@pytest.mark.slow
 def test_siglip2_which_transformers_feeds_images_one_by_one(plugins: Plugins, lower: Lower):
     """Its position tables are resized for each image; here all have one size, and their number is free."""
     sizes = "hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 48"

@@ -126,6 +126,7 @@ def test_onnx_runtime_rounds_it_to_8_bits(graph: Path, tmp_path: Path, monkeypat
     assert_same(tmp_path / "rounded.onnx", graph, slack=EIGHT_BITS)
 
 
+@pytest.mark.slow
 def test_polygraphy_folds_its_constants(graph: Path, tmp_path: Path) -> None:
     program = shutil.which(
         "polygraphy", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])

@@ -26,6 +26,7 @@ def test_a_second_export_into_a_bundle_is_refused_and_touches_nothing(tiny_check
     assert (temporary / "work").is_file()
 
 
+@pytest.mark.slow
 def test_an_export_to_a_link_replaces_what_it_leads_to(tiny_checkpoint: Path, tmp_path: Path):
     (tmp_path / "k").mkdir()
     (tmp_path / "link").symlink_to("k")

@@ -158,6 +158,7 @@ def test_a_two_tower_folder_gives_its_vision_tower(tmp_path: Path, tower: str, f
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("vit", "deit", "dinov2")])
+@pytest.mark.slow
 def test_images_that_are_not_square_export(family: str) -> None:
     check_onnx_parity(encoder_of(family), torch.randn(2, 3, 48, 24), slot="understanding_encoders")
 

@@ -60,6 +60,7 @@ def test_a_still_image_is_what_transformers_makes_of_it(frames: int, size: tuple
     torch.testing.assert_close(decoded, theirs.decode(wanted))
 
 
+@pytest.mark.slow
 def test_the_exports_check_passes_with_several_threads() -> None:
     config = HfVqConfig(config={**KEYS, "channel_multiplier": [1, 1], "hidden_size": 32})
     threads = torch.get_num_threads()

@@ -44,6 +44,7 @@ def published(reference_weights: Callable[[str], dict[str, Tensor]]) -> LlamaGen
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_decodes_the_published_pixels(published: LlamaGenTokenizer, expected: dict[str, np.ndarray]) -> None:
     pixels = published.decode(torch.from_numpy(expected["vq_ids"]), height=384, width=384)[0]
 
@@ -55,6 +56,7 @@ def test_decodes_the_published_pixels(published: LlamaGenTokenizer, expected: di
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_encodes_the_published_codes(
     published: LlamaGenTokenizer, expected: dict[str, np.ndarray], astronaut: Tensor
 ) -> None:

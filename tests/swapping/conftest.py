@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 from itertools import combinations, product
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -340,7 +341,12 @@ def table() -> ModuleType:
     return sys.modules[__name__]
 
 
-@pytest.fixture(params=ROWS, ids=str)
+def sampled(rows: list[Row], step: int = 8) -> list[Any]:
+    """Return the rows as parameters: `make test` takes each eighth, `make test-all` all."""
+    return [pytest.param(row, marks=[pytest.mark.slow] if i % step else []) for i, row in enumerate(rows)]
+
+
+@pytest.fixture(params=sampled(ROWS), ids=str)
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 
@@ -362,7 +368,7 @@ def one_of_a_few(request: pytest.FixtureRequest) -> Row:
     return request.param
 
 
-@pytest.fixture(params=THREE_PARTS, ids=lambda row: f"{row.encoder}+{row.tokenizer}+{row.backbone}")
+@pytest.fixture(params=sampled(THREE_PARTS), ids=lambda row: f"{row.encoder}+{row.tokenizer}+{row.backbone}")
 def of_three_parts(request: pytest.FixtureRequest) -> Row:
     return request.param
 

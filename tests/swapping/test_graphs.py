@@ -133,6 +133,7 @@ def assert_graphs_are_the_model(row: Any, plugins: Plugins, made_of: Mapping[str
             assert_same(output, expected, f"{name}: {spec.name}")
 
 
+@pytest.mark.slow
 def test_a_few_are_the_same_as_graphs(one_of_a_few: Any, table: ModuleType, plugins: Plugins):
     """In the graphs that two parts or more share; every family's backbone has tests of its own."""
     shared = {name: table.MADE_OF[name] for name in ("understand", "sample_image")}

@@ -56,7 +56,7 @@ def folders(make: Any, tmp_path: Path) -> tuple[Path, Path, Any]:
 @pytest.mark.parametrize(
     "step", [pytest.param(7, id="every seventh"), pytest.param(1, id="every", marks=pytest.mark.proof)]
 )
-@pytest.mark.parametrize("command", ["save", "convert"])
+@pytest.mark.parametrize("command", ["save", pytest.param("convert", marks=pytest.mark.slow)])
 def test_a_checkpoint_survives_a_kill_at_each_file_operation(
     folders: Any, killed_at: Any, command: str, step: int
 ) -> None:

@@ -82,6 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_loading_costs_the_model_and_no_more(folder: Path) -> None:
     size, growth = run(
         """
@@ -98,6 +99,7 @@ print(sum(p.numel() * p.element_size() for p in model.parameters()), peak.growth
     assert growth <= size + LARGEST + SLACK
 
 
+@pytest.mark.slow
 def test_converting_costs_a_shard_and_saving_a_tensor(folder: Path) -> None:
     converted, saved = run(
         """

@@ -322,6 +322,7 @@ def test_again(component, check):
 """
 
 
+@pytest.mark.slow
 def test_under_pytest_as_an_author_has_it(tmp_path: Path) -> None:
     """One expected failure each way, and one that passes after all, which is a failure."""
     (tmp_path / "test_halves.py").write_text(TESTS)

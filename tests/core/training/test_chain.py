@@ -66,7 +66,7 @@ def test_stages_start_from_the_stage_before(chain: Path, tmp_path: Path):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stop", [("one", 1), ("two", 2)], ids=str)
+@pytest.mark.parametrize("stop", [("one", 1), pytest.param(("two", 2), marks=pytest.mark.slow)], ids=str)
 def test_a_chain_continues_where_it_was_stopped(
     chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, int]
 ):
@@ -176,6 +176,7 @@ def test_a_dry_run_describes_each_stage(chain: Path):
     ]
 
 
+@pytest.mark.slow
 def test_several_processes_train_a_chain(chain: Path, ranks: Callable[..., list[Rank]], tmp_path: Path):
     def both(rank: int) -> str:
         stages = load_stages(str(chain), [], default_plugins())

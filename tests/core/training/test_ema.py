@@ -32,7 +32,7 @@ def newest(run: str, step: int) -> Path:
     return Path(run) / "checkpoints" / f"step-{step:07}"
 
 
-@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [1, *(pytest.param(world, marks=pytest.mark.slow) for world in (2, 3))])
 def test_averages_are_those_of_the_saved_weights(
     make: Make, ranks: Callable[..., list[Rank]], world: int
 ) -> None:

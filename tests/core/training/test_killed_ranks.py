@@ -59,6 +59,7 @@ def losses(config: TrainConfig) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.proof) for seed in range(1, 21))])
+@pytest.mark.slow
 def test_a_run_killed_twice_is_equal_to_the_bit(make: Make, ranks: Ranks, tmp_path: Path, seed: int) -> None:
     """First at any point, then while a checkpoint is written in the background; at the same world size."""
     rng = random.Random(seed)
@@ -97,6 +98,7 @@ def test_a_run_killed_twice_is_equal_to_the_bit(make: Make, ranks: Ranks, tmp_pa
     assert sorted(os.listdir(Path(config.output) / "checkpoints")) == [LATEST, "step-0000004", "step-0000006"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_the_background_is_that_of_its_step(
     make: Make, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_checkpoint_in_the_background_is_that_of_its_step(
             assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_two_one_and_three_processes(make: Make, ranks: Ranks, tmp_path: Path) -> None:
     """The samples are the same, in the same order; losses differ by the rounding of sums."""
     alone = make(batch=6)

@@ -75,6 +75,7 @@ def test_the_first_process_alone_prints_that_the_run_stopped(
     assert result.stderr.count("stopped: nothing was saved yet") == count
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_run(make: Make, tmp_path: Path):
     """The real launcher, once; the other tests set its variables."""
     config = make(batch=6, schedule={"steps": 2})

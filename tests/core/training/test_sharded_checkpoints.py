@@ -123,7 +123,7 @@ def test_an_altered_shard_is_an_error_on_every_rank(resumed: TrainConfig, ranks:
         assert "--resume continues from step-0000001" in error
 
 
-@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_full_disk_of_a_rank_is_an_error_on_all_and_loses_nothing(
     make: Make, ranks: Ranks, background: bool
 ) -> None:

@@ -105,6 +105,7 @@ def test_report(ran: tuple[Path, dict[str, Any]]) -> None:
     assert int(janus.model.get_submodule("generation.tokenizer").steps) == 2
 
 
+@pytest.mark.slow
 def test_post_training_steps_of_other_packages_run(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_post_training_steps_of_other_packages_run(
     assert "tidy: Put the model away." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_continues_to_the_same_result(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +208,7 @@ def test_a_folder_with_other_files_is_an_error(quick: dict[str, Any], tmp_path: 
     assert (tmp_path / "thesis.txt").is_file()
 
 
+@pytest.mark.slow
 def test_ablation(quick: dict[str, Any], tmp_path: Path) -> None:
     rows = run_ablation(quick, tmp_path / "ablation", seeds=1, quiet=True)
     assert json.loads((tmp_path / "ablation" / "ablation.json").read_text()) == rows

@@ -15,6 +15,7 @@ from janus_plugins.demo.run import run_demo
 from janus_plugins.demo.schema import DemoConfig
 
 
+@pytest.mark.slow
 def test_it_has_the_metrics_of_a_model_without_codes(quick_flow: dict[str, Any], tmp_path: Path) -> None:
     report = run_demo(resolve(quick_flow, DemoConfig), tmp_path / "demo", quiet=True)
     metrics = {name for name in report if not name.startswith("settings.")}

@@ -105,6 +105,7 @@ def quick_names(emoji_folder: Path) -> dict[str, Any]:
     return raw
 
 
+@pytest.mark.slow
 def test_report(quick_names: dict[str, Any], tmp_path: Path) -> None:
     report = run_demo(resolve(quick_names, DemoConfig), tmp_path / "run", quiet=True)
     metrics = {name for name in report if not name.startswith("settings.")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from janus_modular import Plugins
@@ -11,6 +12,7 @@ from janus_modular.checkpoints import ModelAssembly, convert, native
 from janus_modular.training.wrapping import wrap_components
 
 
+@pytest.mark.slow
 def test_adapters_of_a_published_checkpoint_go_back_into_its_format(
     published: Path, tmp_path: Path, plugins: Plugins
 ):

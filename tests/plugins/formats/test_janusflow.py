@@ -75,6 +75,7 @@ def difference(actual: Any, name: str) -> float:
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_text_logits_behind_an_image(assembly: ModelAssembly) -> None:
     model: Any = assembly.model
@@ -127,6 +128,7 @@ def check_drawing(session: Any) -> None:
     assert difference(drawn, "z_final") < 1e-4
 
 
+@pytest.mark.slow
 def test_drawing_in_torch(assembly: ModelAssembly) -> None:
     model: Any = assembly.model
     runtime = TorchRuntime(model, pad=PAD)

@@ -95,6 +95,7 @@ def test_native_and_back_is_bit_exact(native: Path, reference: dict[str, Tensor]
     assert strings == first.processor.tokenizer.special
 
 
+@pytest.mark.slow
 def test_chunks_of_two_processes_are_written_as_whole_tensors_are(native: Path, tmp_path: Path) -> None:
     shutil.copytree(native, tmp_path / "chunked")
     (tmp_path / "chunked/model.safetensors").unlink()
