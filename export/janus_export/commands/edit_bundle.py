@@ -41,7 +41,14 @@ def prune(
     def names(options: list[str] | None) -> list[str]:
         return [name.strip() for option in options or () for name in option.split(",")]
 
+    before = load_bundle(folder)
     pruned = load_bundle(prune_bundle(folder, variants=names(variants), only=names(only), target=out))
     typer.echo(f"{out or folder}: {', '.join(pruned.modes)}")
     for variant in pruned.variants:
         typer.echo(f"  {variant}: {variant_size(pruned, variant).total / 1e6:,.1f} MB")
+    if before.manifest.get("parity") and pruned.modes != before.modes:
+        typer.echo(
+            "The results of `verify` were of more modes, and were removed. Verify again:"
+            f" janus-modular verify {out or folder} --against CHECKPOINT",
+            err=True,
+        )
