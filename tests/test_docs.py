@@ -285,11 +285,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SLOW_PAGES = (
-    "docs/how-to/from-published-code.md",
-    "docs/how-to/from-transformers.md",
-    "docs/how-to/swap-parts.md",
-)
+SLOW_PAGES = [f"docs/how-to/{name}.md" for name in ("from-published-code", "from-transformers", "swap-parts")]
 """Pages that open a checkpoint of the published sizes, or train several times: 8 s each."""
 
 

@@ -45,10 +45,24 @@ def test_a_plugin_for_every_slot_is_installed_beside_the_wheel_and_used(
     environment.install(*(tmp_path / name for name in names.values()))
 
     rows = run("janus-modular", "plugins", "list").stdout
-    for slot, name in names.items():  # listed, and held to their slots' contracts
+    for slot, name in names.items():
         assert re.search(rf"^{slot} +{name} ", rows, re.MULTILINE), name
-        tests = ("-q", "-m", "not slow", "-W", "error", "-p", "no:cacheprovider", f"{name}/tests")
-        assert "failed" not in run("python", "-m", "pytest", "-c", f"{name}/pyproject.toml", *tests).stdout
+    tests = (
+        "-q",
+        "-rp",
+        "-m",
+        "not slow",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+        "--import-mode=importlib",
+    )
+    config = f"{names['adaptors']}/pyproject.toml"  # all have the same
+    done = run("python", "-m", "pytest", "-c", config, *tests, *(f"{name}/tests" for name in names.values()))
+    assert "failed" not in done.stdout  # they are held to their slots' contracts
+    for name in names.values():
+        assert re.search(rf"^PASSED \S*test_{name.replace('-', '_')}\.py::", done.stdout, re.MULTILINE), name
     assert " ok" in run("janus-modular", "plugins", "doctor").stdout
 
     Image.new("RGB", (40, 30), "orange").save(tmp_path / "orange.png")

@@ -172,6 +172,7 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
     from janus_modular.config import shipped
     from janus_modular.errors import CheckpointError, ConfigError
     from janus_modular.foreign import foreign_errors, is_hub_id, printable
+    from janus_modular.suggest import did_you_mean
     from janus_modular.weights.pretrained import resolve_pretrained
 
     with foreign_errors(f"'{printable(model)}'", ConfigError, "Give a folder, a hub id, or a config."):
@@ -181,9 +182,11 @@ def _checkpoint(model: str, overrides: list[str]) -> Path | None:
         folders = {name.partition("/")[0] for name in shipped()} | {"configs"}
         named = path.is_file() or path.suffix in (".yaml", ".yml") or path.parts[0] in folders
         if not named and not is_hub_id(model) and len(path.parts) > 1:
+            near = [str(sibling) for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = did_you_mean(str(path), near) or "Check the path."
             raise CheckpointError(
                 f"there is no file or folder '{printable(model)}'; expected a checkpoint's folder, a hub id,"
-                " a YAML file or a shipped model config. Check the path."
+                f" a YAML file or a shipped model config. {hint}"
             )
         if named or not is_hub_id(model):
             return None

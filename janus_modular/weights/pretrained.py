@@ -66,8 +66,11 @@ def resolve_pretrained(pretrained: str, revision: str | None = None, *, weights:
     is_path = not is_hub_id(pretrained) or (pretrained.count("/") > 1 and path.parent.is_dir())
     if is_path:  # the form owner/name/file is also that of a path: one into a folder that is here
         near = [str(sibling) for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        written = "Commands write there: `janus-modular demo` writes runs/demo, and a training its output."
-        expected = written if pretrained.startswith(f"{OUTPUTS}/") else "Give a path or a hub id (owner/name)."
+        expected = "Give a path or a hub id (owner/name)."
+        if pretrained.startswith(f"{OUTPUTS}/"):
+            expected = (
+                "Commands write there: `janus-modular demo` writes runs/demo, and a training its output."
+            )
         hint = did_you_mean(str(path), near) or expected
         raise CheckpointError(f"there is no file or folder '{printable(pretrained)}'. {hint}")
     try:

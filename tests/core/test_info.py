@@ -111,8 +111,11 @@ def test_a_hub_id_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.M
         gather("nobody/nothing", [])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/mine").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=r"The folder 'runs' is here\. Did you mean 'runs/mine'"):
+    with pytest.raises(CheckpointError, match=r"no file or folder 'runs/mina'; .*Did you mean 'runs/mine'"):
         gather("runs/mina", [])
+    (tmp_path / "models/mine").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"The folder 'models' is here\. Did you mean 'models/mine'"):
+        gather("models/mina", [])
     with pytest.raises(ConfigError, match="Did you mean 'model/tiny'"):
         gather("model/tyni", [])
 

@@ -300,22 +300,30 @@ def pairwise() -> list[Row]:
     return [Row(**row) for row in rows]
 
 
-def covering(rows: list[Row], shared: Mapping[str, tuple[str, ...]]) -> list[Row]:
-    """Choose rows until each graph has been made of each combination of parts that ``rows`` have for it."""
+def graphs_with_new_pairs(rows: list[Row], made_of: Mapping[str, tuple[str, ...]]) -> dict[Row, list[str]]:
+    """Choose graphs of rows until every pair of parts that meets in a graph is in a chosen one."""
 
-    def combinations_of(row: Row) -> set[tuple[str, ...]]:
-        return {(graph, *(getattr(row, name) for name in dimensions)) for graph, dimensions in shared.items()}
+    def pairs_in(graph: str, row: Row) -> set[tuple[str, ...]]:
+        names = [(name, getattr(row, name)) for name in made_of[graph]]
+        return {
+            (graph, *(part for pair in met for part in pair))
+            for met in combinations(names, min(2, len(names)))
+        }
 
-    missing = set().union(*map(combinations_of, rows))
-    chosen = []
+    def pairs_of(row: Row) -> set[tuple[str, ...]]:
+        return set().union(*(pairs_in(graph, row) for graph in made_of))
+
+    missing = set().union(*map(pairs_of, rows))
+    chosen = {}
     while missing:
-        chosen.append(max(rows, key=lambda row: len(combinations_of(row) & missing)))
-        missing -= combinations_of(chosen[-1])
+        row = max(rows, key=lambda row: len(pairs_of(row) & missing))
+        chosen[row] = [graph for graph in made_of if pairs_in(graph, row) & missing]
+        missing -= pairs_of(row)
     return chosen
 
 
 ROWS = pairwise()
-GRAPH_ROWS = covering(ROWS, MADE_OF)
+NEW_PAIRS = graphs_with_new_pairs(ROWS, MADE_OF)
 FEW = ROWS[:: -(-len(ROWS) // 3)]  # three that are far apart
 THREE_PARTS = [
     Row(encoder=encoder, tokenizer=tokenizer, backbone=backbone)
@@ -351,15 +359,18 @@ def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(row, marks=[] if row in GRAPH_ROWS else [pytest.mark.proof])
-        for row in sorted(ROWS, key=lambda row: (row.tokenizer, row.encoder))
-    ],
-    ids=str,
-)
+@pytest.fixture(params=sorted(ROWS, key=lambda row: (row.tokenizer, row.encoder)), ids=str)
 def graph_row(request: pytest.FixtureRequest) -> Row:
-    """Every row; those that make no graph anew are left to `make proof`."""
+    """Every row; neighbours share traces of graphs."""
+    return request.param
+
+
+@pytest.fixture(
+    params=sorted(NEW_PAIRS.items(), key=lambda item: (item[0].tokenizer, item[0].encoder)),
+    ids=lambda item: str(item[0]),
+)
+def new_pairs(request: pytest.FixtureRequest) -> tuple[Row, list[str]]:
+    """A row, and its graphs in which parts meet that no graph of the other rows is made of."""
     return request.param
 
 

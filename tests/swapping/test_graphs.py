@@ -141,7 +141,16 @@ def test_a_few_are_the_same_as_graphs(one_of_a_few: Any, table: ModuleType, plug
 
 
 @pytest.mark.slow
-def test_every_two_parts_are_the_same_as_graphs(graph_row: Any, table: ModuleType, plugins: Plugins):
+def test_every_two_parts_are_the_same_as_graphs(
+    new_pairs: tuple[Any, list[str]], table: ModuleType, plugins: Plugins
+):
+    """Every pair of parts that meets in a graph, in one graph."""
+    row, graphs = new_pairs
+    assert_graphs_are_the_model(row, plugins, {name: table.MADE_OF[name] for name in graphs})
+
+
+@pytest.mark.proof
+def test_every_graph_of_every_row_is_the_same(graph_row: Any, table: ModuleType, plugins: Plugins):
     assert_graphs_are_the_model(graph_row, plugins, table.MADE_OF)
 
 
