@@ -248,7 +248,7 @@ def test_every_variant_of_a_real_export_passes(every_variant: Path, layers: bool
     assert ran == set(LAYER_GATES if layers else GATES) - {"engines"}  # none were built
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' /proc")
 def test_no_more_is_in_memory_than_a_layer_or_a_part(tmp_path: Path):
     """Of six layers of the 1B model's shape, of 206 MB each in float32, and two tables of 131 MB."""

@@ -141,7 +141,7 @@ def test_an_error_of_a_process_ends_the_demo(
     assert commands[0][1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_two_processes_train_the_stages(quick_names: dict[str, Any], tmp_path: Path) -> None:
     one = run_demo(resolve(quick_names, DemoConfig), tmp_path / "one", quiet=True)
     two = run_demo(resolve(quick_names | {"processes": 2}, DemoConfig), tmp_path / "two", quiet=True)
