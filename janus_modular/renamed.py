@@ -57,7 +57,7 @@ RENAMED: Mapping[str, tuple[str, ...]] = {
     "open_picture": ("open_image",),
     "pad": ("pad_id",),
     "part": ("component",),
-    "parts": ("graphs",),
+    "parts": ("graphs", "other_graphs"),
     "pick": ("sample_with_noise",),
     "picture": ("image",),
     "picture_tokens": ("image_tokens",),

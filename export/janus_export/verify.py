@@ -45,7 +45,7 @@ GATES: dict[str, Gate] = {
 
 LAYER_GATES: dict[str, Gate] = {
     **{name: GATES[name] for name in ("checker", "lint", "sizes", "engines")},
-    "parts": layerwise.parts,
+    "other_graphs": layerwise.other_graphs,
     "layers": layerwise.layers,
 }
 """The gates for a model that does not fit into memory."""

@@ -138,9 +138,9 @@ def test_codes_in_a_wrong_order_are_found_and_their_layer_named(workshop: Worksh
         ("tokenize_image", "weight", 1, "tokenize_image"),
     ],
 )
-def test_a_changed_part_is_found_and_named(workshop: Workshop, graph: str, weight: str, by: float, said: str):
+def test_a_changed_graph_is_found(workshop: Workshop, graph: str, weight: str, by: float, said: str):
     workshop.weight(f"{graph}.fp32.onnx", weight, noisy(by))
-    assert said in failed(workshop.verify("parts"))
+    assert said in failed(workshop.verify("other_graphs"))
 
 
 def test_what_half_precision_cannot_hold_is_found(workshop: Workshop):
@@ -167,6 +167,8 @@ def test_it_is_chosen_where_memory_is_short(workshop: Workshop, monkeypatch: pyt
 def test_what_needs_the_whole_is_refused(workshop: Workshop):
     with pytest.raises(BundleError, match="no layer-by-layer gate is called 'rows'"):
         workshop.verify("rows")
+    with pytest.raises(BundleError, match="It is called 'other_graphs' now"):
+        workshop.verify("parts")
     with pytest.raises(BundleError, match="omit --runtime and --device, or use --whole"):
         workshop.verify(device="cuda")
 
@@ -209,11 +211,11 @@ def watch():
         peak = max(peak, anonymous())
 
 small, large = ((root / "bundle", root / "model") for root in map(Path, sys.argv[1:]))
-verify(*small, layers=True, gates=["layers", "parts"])
+verify(*small, layers=True, gates=["layers", "other_graphs"])
 before = anonymous()
 thread = threading.Thread(target=watch)
 thread.start()
-[report] = verify(*large, layers=True, gates=["layers", "parts"])
+[report] = verify(*large, layers=True, gates=["layers", "other_graphs"])
 over.set()
 thread.join()
 print(report.passed, peak - before)

@@ -125,7 +125,7 @@ def _compare_layer(
 
 
 @torch.no_grad()
-def parts(target: VerificationTarget) -> Iterator[CheckResult]:
+def other_graphs(target: VerificationTarget) -> Iterator[CheckResult]:
     """Run every graph except the backbone separately, on torch's states."""
     reference = cast(StreamedReference, target.reference)
     model, rng, run = reference.model, np.random.default_rng(0), reference.recorded[0]
