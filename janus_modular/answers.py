@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Many
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from janus_modular.processing.streaming import TextStream
 from janus_modular.protocols import TextSamplerSettings
+from janus_modular.sequence import Sequence
 
 FinishReason = Literal["stop", "length", "context", "sampler", "image"]
 """Why an answer ended: at EOS or a stop string (stop), at max_tokens (length), at the end of the model's
@@ -26,11 +28,17 @@ class Usage:
     prompt_tokens: int  # positions of the prompt, images included
     completion_tokens: int = 0  # tokens of the answer, the final token included
     image_tokens: int = 0  # positions of the generated image
+    prompt_image_tokens: int = 0  # of prompt_tokens: positions of images
 
     @property
     def total_tokens(self) -> int:
-        """The sum of all positions."""
+        """The sum of all positions, of the prompt and generated ones."""
         return self.prompt_tokens + self.completion_tokens + self.image_tokens
+
+
+def usage_of(prompt: Sequence, *, image_tokens: int = 0) -> Usage:
+    """Return the token counts of a prompt, and of the image that is drawn after it."""
+    return Usage(len(prompt), image_tokens=image_tokens, prompt_image_tokens=prompt.image_positions)
 
 
 class Answer(str):
@@ -72,7 +80,7 @@ class AnswerRow:
         stream: TextStream,
         settings: TextSamplerSettings,
         *,
-        prompt_tokens: int,
+        prompt: Sequence,
         context: int,
         begin_image: int | None,
     ) -> None:
@@ -80,10 +88,10 @@ class AnswerRow:
 
         It ends before an image, which the id ``begin_image`` begins.
         """
-        remaining, max_tokens = context - prompt_tokens, settings.max_tokens
+        remaining, max_tokens = context - len(prompt), settings.max_tokens
         self.settings = asdict(settings)
         self.stream = stream
-        self.prompt_tokens = prompt_tokens
+        self.prompt_usage = usage_of(prompt)
         self.max_tokens = min(max_tokens, remaining)
         self.cut_reason: FinishReason = "length" if max_tokens <= remaining else "context"
         self.finish_reason: FinishReason | None = None
@@ -127,14 +135,14 @@ class AnswerRow:
     @property
     def answer(self) -> Answer:
         """The answer so far."""
-        usage = Usage(self.prompt_tokens, completion_tokens=self.tokens)
+        usage = replace(self.prompt_usage, completion_tokens=self.tokens)
         return Answer("".join(self.texts).strip(), self.finish_reason, usage, self.settings)
 
 
 class AnswerBatch(Iterator[tuple[int, str]]):
     """A batch of answers during generation: yields (row, next part of its text)."""
 
-    def __init__(self, rows: Sequence[AnswerRow], texts: Iterator[tuple[int, str]]) -> None:
+    def __init__(self, rows: Many[AnswerRow], texts: Iterator[tuple[int, str]]) -> None:
         self._rows = rows
         self._texts = texts
 
@@ -173,9 +181,9 @@ class Drawings(list[Image.Image]):
     def __init__(
         self,
         images: Iterable[Image.Image],
-        usage: Sequence[Usage],
+        usage: Many[Usage],
         settings: Mapping[str, Any] | None = None,
-        encoded: Sequence[NDArray[Any]] | None = None,
+        encoded: Many[NDArray[Any]] | None = None,
     ) -> None:
         super().__init__(images)
         self.encoded = encoded  # codes or latents of each image; None: not returned by the sampler

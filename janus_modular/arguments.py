@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
@@ -115,8 +115,11 @@ def drawing_prompts(value: Any) -> list[str]:
     return texts(value, "prompt", "a text or a list of texts", allow_single=True)
 
 
-IMAGE_FORMS = ("input", "encoded", "both")
+ImageForm = Literal["input", "encoded", "both"]
 """How an image of a prompt is given: to the understanding path, as it is drawn, or one after the other."""
+
+
+IMAGE_FORMS: tuple[ImageForm, ...] = get_args(ImageForm)
 
 
 def drawing_conversations(value: Any, images: Any, form: Any) -> list[list[Message]]:

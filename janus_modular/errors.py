@@ -190,7 +190,7 @@ EXTRAS = {
     "runtime": ("onnxruntime",),
     "export": ("onnx", "onnxscript", "onnx_ir"),
     "gpu": ("onnxruntime", "tensorrt", "cuda.bindings", "onnx_ir", "onnxscript"),
-    "serve": ("greenlet", "fastapi", "uvicorn", "prometheus_client"),
+    "serve": ("greenlet", "fastapi", "python_multipart", "uvicorn", "prometheus_client"),
     "ui": ("gradio", "httpx"),
     "ray": ("ray",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_modular import samplers
-from janus_modular.answers import AnswerRow, FinishReason, Usage
+from janus_modular.answers import AnswerRow, FinishReason, Usage, usage_of
 from janus_modular.continuing import with_image, with_tokens
 from janus_modular.errors import PromptError
 from janus_modular.processing.image_io import to_image
@@ -101,7 +101,7 @@ class Replying:
             raise PromptError(
                 f"the prompt has {len(prompt)} positions, the context {self.runtime.context}: shorten it"
             )
-        reply = Reply(usage=Usage(len(prompt)))
+        reply = Reply(usage=usage_of(prompt))
         return ReplyStream(reply, self._parts(prompt, reply, begin, end))
 
     def _parts(self, prompt: Sequence, reply: Reply, begin: int, end: int) -> Iterator[str | Image.Image]:
@@ -111,7 +111,7 @@ class Replying:
             row = AnswerRow(
                 self.processor.stream(self.stop),
                 replace(self.text[1], max_tokens=remaining),
-                prompt_tokens=len(prompt),
+                prompt=prompt,
                 context=self.runtime.context,
                 begin_image=begin,
             )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_modular import arguments, samplers
-from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, Drawings, Usage
+from janus_modular.answers import Answer, AnswerBatch, AnswerRow, AnswerStream, Drawings, usage_of
 from janus_modular.bundles import find_bundle, open_bundle
 from janus_modular.errors import CheckpointError, ConfigError, PromptError
 from janus_modular.foreign import is_hub_id, path_exists, printable
@@ -299,7 +299,7 @@ class Janus(AsyncCalls, ChoosesSamplers, ImageCalls):
             AnswerRow(
                 self.processor.stream(stop),
                 sampler_settings,
-                prompt_tokens=len(prompt),
+                prompt=prompt,
                 context=self.runtime.context,
                 begin_image=self.processor.tokenizer.special_id("begin_image"),
             )
@@ -307,7 +307,7 @@ class Janus(AsyncCalls, ChoosesSamplers, ImageCalls):
         ]
         sampler_settings = replace(sampler_settings, max_tokens=max(row.max_tokens for row in rows))
         sampler_settings = samplers.with_numbers(sampler_settings, prompts)
-        max_seq_len = max(row.prompt_tokens + row.max_tokens for row in rows)
+        max_seq_len = max(len(prompt) + row.max_tokens for prompt, row in zip(prompts, rows, strict=True))
         steps = sampler(self.runtime.open(max_seq_len), prompts, sampler_settings)
         return AnswerBatch(rows, samplers.stream_texts(self.runtime.text_sampler, steps, rows))
 
@@ -317,7 +317,7 @@ class Janus(AsyncCalls, ChoosesSamplers, ImageCalls):
         n: int = 1,
         *,
         images: Images = (),
-        image_form: Literal["input", "encoded", "both"] = "input",
+        image_form: arguments.ImageForm = "input",
         size: int | tuple[int, int] | None = None,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | bool | None = None,
@@ -375,5 +375,5 @@ class Janus(AsyncCalls, ChoosesSamplers, ImageCalls):
                 drawn = samplers.draw_images(self.runtime.image_sampler, steps, len(batch), on_progress)
                 drawings += map(to_image, drawn.images)
                 encoded.extend([] if drawn.encoded is None else drawn.encoded)
-        usage = [Usage(len(prompt), image_tokens=num_tokens) for prompt in prompts]
+        usage = [usage_of(prompt, image_tokens=num_tokens) for prompt in prompts]
         return Drawings(drawings, usage, asdict(sampler_settings), encoded or None)

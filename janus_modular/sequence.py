@@ -142,6 +142,11 @@ class Sequence:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def image_positions(self) -> int:
+        """The number of positions of images, input and target images."""
+        return int(self.understanding_mask.sum() + self.generation_mask.sum())
+
 
 def occurrences(prompts: Many[Sequence]) -> list[int]:
     """Return for each prompt the number of equal prompts before it: 0, 1, ... for a repeated prompt.

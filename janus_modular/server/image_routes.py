@@ -1,4 +1,4 @@
-"""``/v1/images/generations``: drawings, whole or while they are drawn."""
+"""``/v1/images``: drawings of a prompt, or of images and a prompt, whole or while they are drawn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from io import BytesIO
+from typing import Any
 
 from fastapi import APIRouter, Response
 from PIL import Image
@@ -17,6 +19,7 @@ from janus_modular.errors import PromptError
 from janus_modular.image_sizes import chosen_size, parse_size
 from janus_modular.server.api_errors import ApiError, invalid
 from janus_modular.server.event_stream import EventStream, event_line
+from janus_modular.server.image_edits import form_schema, read_form
 from janus_modular.server.image_schema import (
     ImageAnswer,
     ImageData,
@@ -37,9 +40,9 @@ from janus_modular.server.service import (
 )
 from janus_modular.serving import DrawRequest, Finished, PartialImage
 
-NO_EDITS = (
-    "the server draws from text alone. Draw with /v1/images/generations, or ask about an image with"
-    " /v1/chat/completions; `janus-modular draw --image` draws from images."
+NO_VARIATIONS = (
+    "the server draws by a prompt. Draw with /v1/images/generations, or from images and a prompt with"
+    " /v1/images/edits."
 )
 
 
@@ -50,8 +53,22 @@ def image_router(service: Service) -> APIRouter:
     @router.post("/v1/images/generations", response_model=ImageAnswer, responses={**ERRORS, **STREAM})
     async def create_image(body: ImageRequest, request: Request) -> Response | ImageAnswer:
         """Draw images of a prompt."""
+        return await draw(body, request)
+
+    @router.post(
+        "/v1/images/edits",
+        response_model=ImageAnswer,
+        responses={**ERRORS, **STREAM},
+        openapi_extra=form_schema(),
+    )
+    async def edit_images(request: Request) -> Response | ImageAnswer:
+        """Draw images of images and a prompt that says what to change."""
+        body, images = await read_form(request, service)
+        return await draw(body, request, images=images, image_form=body.image_form or "input")
+
+    async def draw(body: ImageRequest, request: Request, **inputs: Any) -> Response | ImageAnswer:
         service.check_model(body.model)
-        drawing = draw_request(body, service, request)
+        drawing = replace(draw_request(body, service, request), **inputs)
         log_record(request.scope).update(mode="draw", user=body.user)
         group = await service.submit(request, [drawing])
         if body.stream:
@@ -59,14 +76,12 @@ def image_router(service: Service) -> APIRouter:
         [drawings] = await group.results(request)
         return await asyncio.to_thread(image_answer, drawings, body, service)
 
-    for path in ("/v1/images/edits", "/v1/images/variations"):
-        router.add_api_route(path, _refuse_edits, methods=["POST"], responses=ERRORS, response_model=None)
+    @router.post("/v1/images/variations", responses=ERRORS, response_model=None)
+    async def refuse_variations() -> Response:
+        """Refuse, with the reason."""
+        raise ApiError(400, NO_VARIATIONS, code="unsupported_endpoint")
+
     return router
-
-
-async def _refuse_edits() -> Response:
-    """Refuse, with the reason: the server draws from text alone."""
-    raise ApiError(400, NO_EDITS, code="unsupported_endpoint")
 
 
 def draw_request(body: ImageRequest, service: Service, request: Request) -> DrawRequest:
@@ -150,12 +165,13 @@ def image_size(image: Image.Image) -> str:
 
 def image_usage(usages: Sequence[Usage]) -> ImageUsage:
     """Return the token counts of images."""
-    text, images = sum(u.prompt_tokens for u in usages), sum(u.image_tokens for u in usages)
+    prompts, images = sum(u.prompt_tokens for u in usages), sum(u.image_tokens for u in usages)
+    read = sum(u.prompt_image_tokens for u in usages)
     return ImageUsage(
-        input_tokens=text,
+        input_tokens=prompts,
         output_tokens=images,
-        total_tokens=text + images,
-        input_tokens_details=TokensByMode(text_tokens=text, image_tokens=0),
+        total_tokens=prompts + images,
+        input_tokens_details=TokensByMode(text_tokens=prompts - read, image_tokens=read),
         output_tokens_details=TokensByMode(text_tokens=0, image_tokens=images),
     )
 

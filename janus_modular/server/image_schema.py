@@ -1,4 +1,4 @@
-"""Requests and answers of ``/v1/images/generations``."""
+"""Requests and answers of ``/v1/images/generations`` and ``/v1/images/edits``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from janus_modular.arguments import ImageForm
 from janus_modular.server.requests import ApiModel, ModelName, Neutral, SamplerSettings, Seed, User
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -46,6 +47,22 @@ class ImageRequest(ApiModel):
     stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=3, description="Half-drawn images in the stream.")
     user: User = None
+
+
+class EditRequest(ImageRequest):
+    """Images to draw from images: the fields of a form beside its files."""
+
+    neutral: ClassVar[Neutral] = {
+        **ImageRequest.neutral,
+        "input_fidelity": (("low",), "the model gets the images as image_form says"),
+        "mask": ((), "the model draws the whole image again; settings.prefix keeps an image's first codes"),
+    }
+
+    image_form: ImageForm | None = Field(
+        None,
+        description="How the model gets the images: input, for its understanding encoder (default);"
+        " encoded, as it draws images; or both, as Janus-4o was trained.",
+    )
 
 
 class TokensByMode(BaseModel):

@@ -8,7 +8,7 @@ from janus_modular.errors import JanusError
 from janus_modular.registry import slot_label
 from janus_modular.server.api_errors import ApiError
 from janus_modular.server.chat_schema import ChatRequest
-from janus_modular.server.image_schema import ImageRequest
+from janus_modular.server.image_schema import EditRequest, ImageRequest
 from janus_modular.server.requests import ApiModel
 from janus_modular.server.responses_schema import ResponseRequest
 from janus_modular.server.service import RESERVED, Service
@@ -16,6 +16,7 @@ from janus_modular.server.service import RESERVED, Service
 ROUTES: dict[str, tuple[type[ApiModel], str]] = {
     "/v1/chat/completions": (ChatRequest, "text_samplers"),
     "/v1/images/generations": (ImageRequest, "image_samplers"),
+    "/v1/images/edits": (EditRequest, "image_samplers"),
     "/v1/responses": (ResponseRequest, "text_samplers"),
 }
 """By path: the schema of a request, and the slot of the sampler that its field ``settings`` is for."""

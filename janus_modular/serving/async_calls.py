@@ -9,7 +9,9 @@ from collections.abc import Sequence as Many
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from janus_modular import samplers
 from janus_modular.answers import Answer, Drawings
+from janus_modular.arguments import ImageForm
 from janus_modular.errors import ConfigError
 from janus_modular.processing.image_io import ImageSource
 from janus_modular.sequence import Message
@@ -94,8 +96,12 @@ class AsyncCalls:
         prompt: str,
         n: int = 1,
         *,
+        images: ImageSource | Many[ImageSource] = (),
+        image_form: ImageForm = "input",
+        size: int | tuple[int, int] | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
+        image_guidance: float | None = None,
         seed: int | None = None,
         deadline: float | None = None,
         **settings: Any,
@@ -104,10 +110,13 @@ class AsyncCalls:
         request = DrawRequest(
             prompt,
             n,
+            size=(size, size) if isinstance(size, int) else size,
             seed=seed,
             guidance=guidance,
             temperature=temperature,
-            settings=settings,
+            settings=samplers.chosen(settings, image_guidance=image_guidance),
+            images=images,
+            image_form=image_form,
             deadline=deadline,
         )
         drawings: Drawings = await self._result(request)

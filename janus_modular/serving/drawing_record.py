@@ -11,14 +11,18 @@ import errno
 import json
 import logging
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from janus_modular import arguments
 from janus_modular.errors import JournalError
 from janus_modular.foreign import reason
 from janus_modular.serving.requests import DrawRequest
@@ -56,6 +60,7 @@ class DrawingRecord:
             settings = first["request"]
             if settings["size"] is not None:
                 settings["size"] = tuple(settings["size"])
+            settings["images"] = [b64decode(file) for file in settings.get("images", ())]
             request = DrawRequest(**settings, request_id=first["id"])
             record = cls(file, first["id"], request, first.get("model"))
             for line in lines:
@@ -158,9 +163,17 @@ def _is_code(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _png(image: Image.Image) -> str:
+    """Return an image's pixels as a file in base64."""
+    file = BytesIO()
+    image.save(file, "PNG")
+    return b64encode(file.getvalue()).decode("ascii")
+
+
 def plain(request: DrawRequest) -> dict[str, Any]:
     """Return what determines a request's images, as JSON has it."""
-    fields = asdict(replace(request, deadline=None, request_id=None, partial_images=0))
+    fields = asdict(replace(request, deadline=None, request_id=None, partial_images=0, images=()))
     del fields["deadline"], fields["request_id"], fields["partial_images"]
+    fields["images"] = [_png(image) for image in arguments.opened_images(request.images)]
     result: dict[str, Any] = json.loads(json.dumps(fields, default=lambda value: np.asarray(value).tolist()))
     return result

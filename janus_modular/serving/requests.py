@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from janus_modular.answers import Answer, Drawings
+from janus_modular.arguments import ImageForm
 from janus_modular.processing.image_io import ImageSource
 from janus_modular.sequence import Message
 
@@ -40,6 +41,8 @@ class DrawRequest:
     temperature: float | None = None  # None: the sampler's default
     partial_images: int = 0  # number of previews of each image, evenly spaced over its steps
     settings: Mapping[str, Any] = field(default_factory=dict)  # other settings of the image sampler
+    images: ImageSource | Many[ImageSource] = ()  # put before the prompt: what is to be changed
+    image_form: ImageForm = "input"  # of these images: for the understanding encoder, as codes, or both
     deadline: float | None = None  # seconds from submission; None: no limit
     request_id: str | None = None  # None: a random id
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from janus_modular import arguments, samplers
-from janus_modular.answers import Answer, AnswerRow, Drawings, Usage
+from janus_modular.answers import Answer, AnswerRow, Drawings, usage_of
 from janus_modular.errors import PromptError
 from janus_modular.image_sizes import chosen_size
 from janus_modular.processing.image_io import to_image
@@ -82,7 +82,7 @@ class AnswerWork(Work):
         self.row = AnswerRow(
             janus.processor.stream(stop),
             chosen,
-            prompt_tokens=positions,
+            prompt=self.prompt,
             context=context,
             begin_image=janus.processor.tokenizer.special_id("begin_image"),
         )
@@ -129,11 +129,12 @@ class DrawWork(Work):
             janus.plugins, "image_samplers", self.name, settings
         )
         [text] = arguments.texts([request.prompt], "prompt", "a text")
+        [messages] = arguments.drawing_conversations(text, request.images, request.image_form)
         self.size = chosen_size(janus.runtime, janus.processor, request.size)
         drawing = janus.processor.drawing
         own = drawing.num_tokens if drawing else 0
         self.image_tokens = self.size.positions if self.size else own
-        self.prompt = janus.processor.draw_prompt(text, positions=self.image_tokens)
+        self.prompt = janus.processor.draw_prompt(messages, positions=self.image_tokens)
         if self.size and code_graphs:
             code_graphs = replace(code_graphs, positions=self.size.positions)
         self.max_seq_len = len(self.prompt) + self.image_tokens
@@ -205,7 +206,7 @@ class DrawWork(Work):
         """Return the images, in order."""
         images = [to_image(drawn.images[0]) for drawn in results]
         encoded = [np.asarray(drawn.encoded[0]) for drawn in results if drawn.encoded is not None]
-        usage = [Usage(len(self.prompt), image_tokens=self.image_tokens)] * self.runs
+        usage = [usage_of(self.prompt, image_tokens=self.image_tokens)] * self.runs
         return Drawings(images, usage, asdict(self.settings), encoded or None)
 
 

@@ -30,7 +30,9 @@ def mixed_requests(count: int, images: Sequence[Image.Image] = ()) -> list[Answe
             case 1:
                 requests.append(answer(SYSTEM + f"Question {i}?", max_new_tokens=7 + i % 5))
             case 2:
-                requests.append(DrawRequest("a dog", seed=i, guidance=1.0, temperature=0.5 + i % 3))
+                shown_images = list(images[: i // 6 % 2])
+                dog = DrawRequest("a dog", seed=i, guidance=1.0, temperature=0.5 + i % 3, images=shown_images)
+                requests.append(dog)
             case 3:
                 shown_images = list(images[: 1 + i % 2])
                 requests.append(answer(f"What is this? {i}", images=shown_images, max_new_tokens=5))
@@ -47,6 +49,9 @@ def alone(janus: Janus, request: AnswerRequest | DrawRequest) -> Answer | Drawin
         return janus.draw(
             request.prompt,
             request.n,
+            images=request.images,
+            image_form=request.image_form,
+            size=request.size,
             batch_size=1,
             seed=request.seed,
             guidance=request.guidance,

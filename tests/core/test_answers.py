@@ -205,7 +205,8 @@ def test_chat_command_reports_a_cut_answer(folder: Path, tmp_path: Path) -> None
     prompt = record["usage"]["prompt_tokens"]
     assert record["finish_reason"] == "context"
     assert record["usage"] == {
-        "prompt_tokens": prompt, "completion_tokens": CONTEXT - prompt, "image_tokens": 0
+        "prompt_tokens": prompt, "completion_tokens": CONTEXT - prompt, "image_tokens": 0,
+        "prompt_image_tokens": 0,
     }  # fmt: skip
     assert done.stderr == ""  # the record says it
     full = runner.invoke(app, line[:-1])

@@ -296,8 +296,3 @@ def test_other_samplers_give_the_same_words_and_images(
         assert_same_codes(decoded(draw(client, extra_body={"seed": 5}).data[0].b64_json), image)
     with pytest.raises(PluginError, match="Did you mean 'parallel'"):
         start(image_sampler="parallels")
-
-
-def test_edits_are_refused_with_the_reason(client: openai.OpenAI):
-    with pytest.raises(openai.BadRequestError, match="draws from text alone"):
-        client.images.edit(model="tiny", prompt="a hat", image=("a.png", b"\x89PNG"))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from janus_modular import PromptError
 from janus_modular.errors import JournalError
@@ -98,7 +99,13 @@ def test_a_drawing_of_a_killed_process_goes_on(tiny: Janus, tmp_path: Path) -> N
     assert len(lines(tmp_path)) == 2 + 32
 
 
-@pytest.mark.parametrize("change", [{}, {"settings": {"prefix": [3, 60]}}, {"temperature": 0.0}])
+PHOTO = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+FROM_IMAGES = {"images": [PHOTO, Image.fromarray(PHOTO[:20])], "image_form": "both"}
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"settings": {"prefix": [3, 60]}}, {"temperature": 0.0}, FROM_IMAGES], ids=str
+)
 @pytest.mark.parametrize("drawn", [1, 9, 13])
 def test_a_drawing_goes_on_from_its_codes(
     tiny: Janus, tmp_path: Path, drawn: int, change: dict[str, Any], sampled: list[int]
@@ -114,6 +121,7 @@ def test_a_drawing_goes_on_from_its_codes(
     sampled.clear()
     with Engine(tiny, journal=tmp_path) as engine:
         drawings = engine.resumed[0].result(60)
+        assert engine.submit(request).result(60) == drawings  # the same request, images too
     assert sum(sampled) == len(codes) // 2 - drawn
     ensure_same(request, drawings, alone(tiny, request))
     assert sorted(map(str, lines(tmp_path))) == sorted(map(str, [first, *codes, "done"]))
