@@ -104,7 +104,13 @@ FROM_IMAGES = {"images": [PHOTO, Image.fromarray(PHOTO[:20])], "image_form": "bo
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"settings": {"prefix": [3, 60]}}, {"temperature": 0.0}, FROM_IMAGES], ids=str
+    "change",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"settings": {"prefix": [3, 60]}}, id="prefix"),
+        pytest.param({"temperature": 0.0}, id="greedy"),
+        pytest.param(FROM_IMAGES, id="images"),
+    ],
 )
 @pytest.mark.parametrize("drawn", [1, 9, 13])
 def test_a_drawing_goes_on_from_its_codes(
