@@ -7,6 +7,8 @@ import binascii
 import re
 from collections.abc import Iterator, Sequence
 
+from PIL import Image
+
 from janus_modular.errors import ImageError
 from janus_modular.processing.image_io import open_image
 from janus_modular.sequence import ImageInput, Message, Segment, Text
@@ -51,9 +53,18 @@ def _segments(contents: Sequence[tuple[str, str]], service: Service) -> Iterator
         if sort == "text":
             yield Text(content)
         else:
-            source = image_bytes(content, service)
-            image = open_image(source, max_pixels=service.config.limits.pixels, formats=FORMATS)
-            yield ImageInput(image)
+            yield ImageInput(read_image(content, service))
+
+
+def read_image(url: str, service: Service) -> Image.Image:
+    """Return the image of a data URI, or of an address where addresses are allowed.
+
+    Raises:
+        ApiError: addresses are not allowed, or the URI is not one of an image.
+        ImageError: the image cannot be fetched or read, or is larger than the server takes.
+    """
+    source = image_bytes(url, service)
+    return open_image(source, max_pixels=service.config.limits.pixels, formats=FORMATS)
 
 
 def image_bytes(url: str, service: Service) -> bytes:

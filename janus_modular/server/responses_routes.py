@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -17,13 +18,12 @@ from janus_modular.server.chat_routes import EdgeTrimmer
 from janus_modular.server.event_stream import EventStream, event_line
 from janus_modular.server.image_routes import draw_request, encode_image, image_size
 from janus_modular.server.image_schema import ImageRequest
-from janus_modular.server.messages import Turn, read_messages
+from janus_modular.server.messages import Turn, read_image, read_messages
 from janus_modular.server.openapi import ERRORS, STREAM
 from janus_modular.server.responses_schema import (
     ImageCallItem,
     ImageTool,
     InputText,
-    MessageItem,
     ResponseBody,
     ResponseRequest,
 )
@@ -78,6 +78,39 @@ def chosen_tool(body: ResponseRequest) -> ImageTool | None:
     return None if choice == "none" else tool
 
 
+def drawing_inputs(turns: Sequence[Turn], tool: ImageTool) -> tuple[str, list[str]]:
+    """Return the text that a drawing follows, and the addresses of the images that it is drawn from.
+
+    Both are those of the last message. Where the tool is to edit and that message has no image, the last
+    image before it is taken: an image of an earlier message, or one that was drawn.
+
+    Raises:
+        ApiError: the last item is no message of the user or has no text, there is no image to edit, or images
+            or the tool's ``image_form`` would have no effect.
+    """
+    role, contents = turns[-1]
+    if role != "user":
+        raise invalid("input: expected a message of the user as the last item, to be drawn.", param="input")
+    text = " ".join(text for sort, text in contents if sort == "text")
+    if not text.strip():
+        raise invalid("input: the last message has no text; expected what to draw.", param="input")
+    images = [address for sort, address in contents if sort == "image"]
+    if images and tool.action == "generate":
+        raise invalid(
+            "input: the last message has images, and `generate` draws from its text alone. Leave the images"
+            " out, or set the tool's action to `edit`.",
+            param="input",
+        )
+    if not images and tool.action == "edit":
+        earlier = [address for _, contents in turns for sort, address in contents if sort == "image"]
+        if not earlier:
+            raise invalid("input: found no image; expected one to edit.", param="input")
+        images = earlier[-1:]
+    if not images and tool.image_form is not None:
+        raise no_effect("image_form", "has no effect on a drawing from text alone")
+    return text, images
+
+
 class ResponseBuilder:
     """One request: its job, and the answer made of the job's events."""
 
@@ -116,39 +149,16 @@ class ResponseBuilder:
         ):
             if getattr(body, name) is not None:
                 raise no_effect(name, "has no effect on a drawing, whose settings are the tool's")
-        self._drawing = ImageRequest(
-            prompt=self.prompt,
-            stream=body.stream,
-            **{name: value for name, value in tool if name != "type"},
-        )
-        return draw_request(self._drawing, self._service, self._http_request)
-
-    @property
-    def prompt(self) -> str:
-        """The text of the last message, which is drawn.
-
-        Raises:
-            ApiError: the last item is no message of the user, or has images.
-        """
-        items = self._request.input
-        if isinstance(items, str):
-            return items
-        last = items[-1]
-        if not isinstance(last, MessageItem) or last.role != "user":
-            raise invalid(
-                "input: expected a message of the user as the last item, to be drawn.", param="input"
-            )
-        contents = (
-            [("text", last.content)] if isinstance(last.content, str) else list(_contents(last.content))
-        )
-        if any(sort == "image" for sort, _ in contents):
-            raise invalid(
-                "input: the server draws from text alone; the last message has images.", param="input"
-            )
-        text = " ".join(text for _, text in contents)
-        if not text.strip():
-            raise invalid("input: the last message is empty; expected what to draw.", param="input")
-        return text
+        text, addresses = drawing_inputs(list(self._turns()), tool)
+        self._edits = bool(addresses)
+        settings = {name: value for name, value in tool if name in ImageRequest.model_fields}
+        self._drawing = ImageRequest(prompt=text, stream=body.stream, **settings)
+        job = draw_request(self._drawing, self._service, self._http_request)
+        if not addresses:
+            return job
+        self._service.check_limit("input", len(addresses), self._service.config.limits.images, "images")
+        images = [read_image(address, self._service) for address in addresses]
+        return replace(job, images=images, image_form=tool.image_form or "input")
 
     def _turns(self) -> Iterator[Turn]:
         if self._request.instructions is not None:
@@ -198,6 +208,7 @@ class ResponseBuilder:
             "result": encode_image(image, output_format, drawing.output_compression),
             "output_format": output_format,
             "size": image_size(image),
+            "action": "edit" if self._edits else "generate",
             "background": "opaque",
             "quality": "auto",
             "revised_prompt": drawing.prompt,

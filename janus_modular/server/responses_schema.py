@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from janus_modular.arguments import ImageForm
 from janus_modular.server.chat_schema import NO_LOGPROBS, NO_STORE, NO_TOOLS
-from janus_modular.server.image_schema import DRAWING_FIELDS, OutputFormat
+from janus_modular.server.image_schema import DRAWING_FIELDS, EditRequest, OutputFormat
 from janus_modular.server.requests import ApiModel, ModelName, Neutral, SamplerSettings, Seed, User
 
 NO_FILES = "the server stores no files: send the image as a data URI in image_url"
@@ -62,7 +63,6 @@ class ImageCallItem(ApiModel):
     """An image that was drawn before, as it came: the model reads it as an image of the assistant."""
 
     neutral: ClassVar[Neutral] = {
-        "action": (("generate", "auto"), "the server draws from text alone"),
         "error": ((), "an image that failed cannot be read"),
     }
 
@@ -70,6 +70,7 @@ class ImageCallItem(ApiModel):
     id: str
     result: str = Field(description="The image file in base64.")
     status: Literal["completed"] | None = None
+    action: Literal["auto", "generate", "edit"] | None = None
     output_format: OutputFormat | None = None
     size: str | None = None
     background: str | None = None
@@ -82,13 +83,18 @@ class ImageTool(ApiModel):
 
     neutral: ClassVar[Neutral] = {
         **DRAWING_FIELDS,
-        "action": (("generate", "auto"), "the server draws from text alone"),
-        "input_fidelity": ((), "the server draws from text alone"),
-        "input_image_mask": ((), "the server draws from text alone"),
+        "input_fidelity": EditRequest.neutral["input_fidelity"],
+        "input_image_mask": EditRequest.neutral["mask"],
         "model": ((), "the served model draws itself"),
     }
 
     type: Literal["image_generation"]
+    action: Literal["auto", "generate", "edit"] | None = Field(
+        None,
+        description="generate: draw the last message's text. edit: draw from its images and its text; without"
+        " images of its own, from the last image before it. auto, the default: edit if it has images.",
+    )
+    image_form: ImageForm | None = Field(None, description=EditRequest.model_fields["image_form"].description)
     size: str | None = None
     output_format: OutputFormat | None = None
     output_compression: int | None = Field(None, ge=0, le=100)

@@ -18,6 +18,9 @@ TOOL: dict[str, Any] = {"type": "image_generation", "seed": 5, "guidance": 2}
 DRAWING: dict[str, Any] = {"tools": [TOOL], "tool_choice": DRAW}
 
 
+GREY = Image.new("RGB", (8, 8), "grey")
+
+
 def decoded(data: str) -> Image.Image:
     image = Image.open(BytesIO(base64.b64decode(data)))
     image.load()
@@ -66,6 +69,49 @@ def test_a_drawn_image_is_read_in_the_next_turn(client: openai.OpenAI, tiny_janu
     assert third.output_text == tiny_janus.chat(expected, max_tokens=9)
 
 
+def data_uri(image: Image.Image) -> str:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def with_image(text: str, image: Image.Image) -> dict[str, Any]:
+    """A message of the user."""
+    parts = [{"type": "input_text", "text": text}, {"type": "input_image", "image_url": data_uri(image)}]
+    return {"role": "user", "content": parts}
+
+
+@pytest.mark.parametrize("form", [None, "encoded", "both"])
+def test_the_tool_draws_from_the_images_of_the_last_message(
+    client: openai.OpenAI, tiny_janus: Janus, form: str | None
+):
+    image = Image.effect_noise((40, 30), 80).convert("RGB")
+    expected = tiny_janus.draw("as a cat", 1, images=[image], image_form=form or "input", seed=5, guidance=2)
+    tool = TOOL if form is None else {**TOOL, "image_form": form}
+    response = client.responses.create(
+        model="tiny", input=[with_image("as a cat", image)], tools=[tool], tool_choice=DRAW
+    )
+    [call] = response.output
+    assert call.action == "edit"
+    assert decoded(call.result).tobytes() == expected[0].tobytes()
+    assert response.usage.input_tokens == expected.usage[0].prompt_tokens
+
+
+def test_the_tool_edits_the_image_that_it_drew(client: openai.OpenAI, tiny_janus: Janus):
+    history: list[Any] = [{"role": "user", "content": "a cat"}]
+    drawn = client.responses.create(model="tiny", input=history, tools=[TOOL], tool_choice=DRAW)
+    assert drawn.output[0].action == "generate"
+    history += [item.model_dump(exclude_none=True) for item in drawn.output]
+    history += [{"role": "user", "content": "in red"}]
+    [image] = tiny_janus.draw("a cat", 1, seed=5, guidance=2)
+    [expected] = tiny_janus.draw("in red", 1, images=[image], seed=5, guidance=2)
+    for action, same in (("edit", True), ("auto", False), ("generate", False)):
+        again = client.responses.create(
+            model="tiny", input=history, tools=[{**TOOL, "action": action}], tool_choice=DRAW
+        )
+        assert (decoded(again.output[0].result).tobytes() == expected.tobytes()) is same
+
+
 def test_streams_end_in_the_answer_as_a_whole(client: openai.OpenAI):
     options: dict[str, Any] = {"model": "tiny", "input": "what?", "max_output_tokens": 9}
     whole = client.responses.create(**options)
@@ -105,6 +151,19 @@ def test_a_streamed_drawing_ends_in_the_image(client: openai.OpenAI):
         ({**DRAWING, "tools": [{**TOOL, "quality": "high"}]}, "quality", "one quality"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "image_generation"),
         ({**DRAWING, "input": [{"role": "assistant", "content": "a"}]}, "input", "last"),
+        ({**DRAWING, "tools": [{**TOOL, "action": "edit"}]}, "input", "found no image"),
+        ({**DRAWING, "tools": [{**TOOL, "image_form": "both"}]}, "image_form", "from text alone"),
+        ({**DRAWING, "tools": [{**TOOL, "input_image_mask": {}}]}, "input_image_mask", "settings.prefix"),
+        ({**DRAWING, "input": [with_image(" ", GREY)]}, "input", "no text"),
+        (
+            {
+                "tools": [{**TOOL, "action": "generate"}],
+                "tool_choice": DRAW,
+                "input": [with_image("a", GREY)],
+            },
+            "input",
+            "from its text alone",
+        ),
         ({"input": []}, "input", ""),
     ],
 )
