@@ -270,19 +270,19 @@ def test_the_first_stage_trains_on_real_images(janus: Janus, captioned: Captione
     config = stage(
         captioned.training,
         init=str(folder / "start"),
-        batch=12,
+        batch=8,
         length=None,
         optimizer={"lr": 2e-3},
-        schedule={"steps": 50, "warmup": 5},
+        schedule={"steps": 40, "warmup": 4},
         output=str(folder / "run"),
         workers=0,
     )
     finished = Janus.from_pretrained(train(config, quiet=True), device="cpu")
     after = losses(finished, captioned.held_out)
     # A head that knows nothing pays ln 256 = 5.55 for a code. Measured on 24 images never seen: words
-    # from 8.5 to 4.6 and codes from 5.7 to 4.9 in 60 such steps; the bounds ask for about half of it.
+    # from 8.5 to 5.2 and codes from 5.7 to 5.2 in these 40 steps; the bounds ask for about half of it.
     assert after["text"] < before["text"] - 2, (before, after)
-    assert after["image"] < math.log(256) - 0.3 < before["image"], (before, after)
+    assert after["image"] < math.log(256) - 0.2 < before["image"], (before, after)
 
     learnt = tuple(config.learn)
     was = janus.model.state_dict()

@@ -7,13 +7,14 @@ value of each comparison. All gates run, also after a failure. The manifest reco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from janus_export.bundle.bundle import MANIFEST, Bundle, load_bundle
+from janus_export.bundle.source import describe_source, difference
 from janus_export.errors import BundleError
 from janus_export.gates import end_to_end, engines, files, graphs, layerwise, quantized
 from janus_export.reference.on_disk import float32_bytes, free_bytes
@@ -61,6 +62,7 @@ class Report:
     not_run: tuple[str, ...] = ()  # gates that needed more memory than was available
     nothing_to_check: tuple[str, ...] = ()  # gates that do not apply to the variant
     errors: Mapping[str, Exception] = field(default_factory=dict)  # by gate: the exception that ended it
+    another_model: str | None = None  # if failed: what shows that it was compared with another model
 
     @property
     def passed(self) -> bool:
@@ -82,6 +84,7 @@ class Report:
             "how": self.how,
             "not_run": list(self.not_run),
             "nothing_to_check": list(self.nothing_to_check),
+            "another_model": self.another_model,
             "gates": checks,
         }
 
@@ -111,7 +114,7 @@ def verify(
     graphs. A runtime that `GivesEvidence` (which engines, on which GPU) gets an entry in the manifest's
     ``executed``. ``gates``: run only these, and record nothing; a gate that does not apply to a variant
     fails. ``layers``: verify layer by layer, in the memory of about one layer; None: only if the whole model
-    does not fit.
+    does not fit. A failure against a model that is evidently another one than the bundle's is not recorded.
 
     Raises:
         BundleError: the bundle is damaged, or a gate is unknown.
@@ -163,8 +166,10 @@ def verify(
             nothing_to_check=tuple(gate for gate, results in checks.items() if not results),
             errors=errors,
         )
+        if not report.passed:
+            report = replace(report, another_model=difference_of_models(bundle, against))
         reports.append(report)
-        if not chosen:
+        if not chosen and not report.another_model:
             try:
                 _record(bundle, variant if runtime == "onnx" else f"{variant} {runtime}", report, evidence)
             except (OSError, BundleError) as error:
@@ -210,6 +215,11 @@ def lack_of_memory(against: str | Path) -> str | None:
     if free is None or needed <= free:
         return None
     return f"the whole model takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+
+
+def difference_of_models(bundle: Bundle, against: str | Path) -> str | None:
+    """Return what shows that a checkpoint is not the one that a bundle was exported from; None: nothing."""
+    return difference(bundle.manifest["source"], describe_source(str(against), open_lazily(against).folder))
 
 
 def _run_gate(gate: Gate, target: VerificationTarget) -> tuple[list[CheckResult], Exception | None]:

@@ -81,11 +81,13 @@ def verify(
     if unwritten:
         raise unwritten
     if not all(report.passed for report in reports):
-        exported_from = load_bundle(find_bundle(bundle) or bundle).manifest["source"]["path"]
-        if Path(exported_from).resolve() != Path(against).expanduser().resolve():
+        another_model = next((report.another_model for report in reports if report.another_model), None)
+        if another_model:
+            exported_from = load_bundle(find_bundle(bundle) or bundle).manifest["source"]["path"]
             typer.echo(
-                f"{bundle} was exported from {exported_from}, and compared with {against}: if these are two"
-                " models, verify it against its own.",
+                f"{against} is not the model that {bundle} was exported from ({exported_from}):"
+                f" {another_model}. The failure is not recorded in the bundle; verify it against its own"
+                " model.",
                 err=True,
             )
         raise typer.Exit(1)

@@ -7,13 +7,11 @@ interruption, the next export with the same source and settings uses the files t
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +20,7 @@ import torch
 from janus_export.bundle.bundle import LOCK, MANIFEST, is_bundle, write_manifest
 from janus_export.bundle.files import Stored, split, write_stream
 from janus_export.bundle.sizes import parse_bytes
+from janus_export.bundle.source import describe_source
 from janus_export.config import VARIANTS, ExportConfig
 from janus_export.errors import BundleError, ExportError
 from janus_export.onnx_export import manifest
@@ -149,7 +148,7 @@ class _Export:
     ) -> None:
         self.opened, self.config, self.on_progress = opened, config, on_progress
         self.plugins = plugins_of(opened, plugins or default_plugins())
-        self.source = describe_source(named, opened)
+        self.source = describe_source(named, opened.folder)
         fingerprint = {"source": self.source, "config": asdict(config), "versions": manifest.versions()}
         self.state = ExportState(temporary, fingerprint)
         self.temporary, self.lowered = temporary, temporary / "lowered"
@@ -345,20 +344,3 @@ class _Export:
             )
             for path in paths
         }
-
-
-def describe_source(named: str, opened: LazyCheckpoint) -> dict[str, Any]:
-    """Return the record of the source checkpoint: sizes and times of weight files, as hashing is slow."""
-    text = (opened.folder / "config.json").read_bytes()
-    return {
-        "path": named,
-        "format": json.loads(text).get("model_type"),
-        "config sha256": hashlib.sha256(text).hexdigest(),
-        "files": _stamps(opened.folder),
-    }
-
-
-def _stamps(folder: Path) -> dict[str, list[int]]:
-    """Return size and time of change (ns) of a folder's files."""
-    paths: Iterable[Path] = sorted(path for path in folder.iterdir() if path.is_file())
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
