@@ -56,6 +56,7 @@ def test_without_recorded_hashes_only_names_and_sizes_are_compared(tiny_checkpoi
     (folder / "SHA256SUMS").write_text("md5 of something else", "utf-8")
     source = describe_source("", folder)
     assert "weights sha256" not in source
+    assert difference(source, describe_source("original", tiny_checkpoint)) is None
     assert difference(source, describe_source("", folder)) is None
     [weights] = folder.glob("*.safetensors")
     weights.rename(folder / "more.safetensors")

@@ -48,7 +48,8 @@ def difference(source: Mapping[str, Any], compared: Mapping[str, Any]) -> str | 
     ]
     if sizes[0] != sizes[1]:
         return "its files of weights have other names or sizes"
-    if source.get("weights sha256") != compared.get("weights sha256"):
+    hashes = [record.get("weights sha256") for record in (source, compared)]
+    if None not in hashes and hashes[0] != hashes[1]:
         return f"its weights are others, by {FILE}"
     return None
 
