@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 AXES = ("images", "rows", "tokens", "capacity")
@@ -23,23 +24,28 @@ GraphRole = Literal["sample", "decode", "encode", "embed", "other"]
 class TensorSpec:
     """An input or output of a graph.
 
-    A dimension is a number, the name of an axis (`AXES`), or a multiple of an axis: ``"3*images"``.
-    ``"rows"`` is a multiple of ``"images"`` that the sampler chooses: two with guidance.
+    A dimension is a number, the name of an axis (`AXES`), or a multiple of an axis: ``"3*images"``; in
+    ``understand``, also a product of two: ``"image_rows*image_columns"``. ``"rows"`` is a multiple of
+    ``"images"`` that the sampler chooses: two with guidance.
     """
 
     name: str  # unique among the graph's tensors
     dtype: str  # of DTYPES; in a compiled graph, float16, bfloat16, ... instead of "model"
-    shape: tuple[int | str, ...]  # numbers, axes, and multiples of axes
+    shape: tuple[int | str, ...]  # numbers, axes, and their products
 
     @property
     def axes(self) -> list[str]:
         """The names of the axes in the shape."""
-        return [factor_and_axis(size)[1] for size in self.shape if isinstance(size, str)]
+        return [axis for size in self.shape if isinstance(size, str) for axis in axes_in(size)]
 
     def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape with these sizes of the axes."""
-        factors = [factor_and_axis(size) if isinstance(size, str) else (size, "") for size in self.shape]
-        return tuple(factor * axes[axis] if axis else factor for factor, axis in factors)
+        return tuple(
+            prod(axes[part] if part in axes else int(part) for part in size.split("*"))
+            if isinstance(size, str)
+            else size
+            for size in self.shape
+        )
 
     def measure(self, shape: Sequence[int]) -> dict[str, int]:
         """Return the sizes of the axes for a tensor of this shape.
@@ -58,6 +64,11 @@ class TensorSpec:
         if not fits:
             raise ValueError(f"'{self.name}': expected the shape {self.shape}, got {tuple(shape)}")
         return axes
+
+
+def axes_in(dimension: str) -> list[str]:
+    """Return the names of the axes in a dimension: of ``"3*images"``, only images."""
+    return [part for part in dimension.split("*") if not part.isdecimal()]
 
 
 def factor_and_axis(dimension: str) -> tuple[int, str]:

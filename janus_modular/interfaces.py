@@ -51,11 +51,18 @@ def component(slot: str) -> Any:
 
 @dataclass
 class PixelSpec:
-    """How images are preprocessed for an understanding encoder."""
+    """How images are preprocessed for an understanding encoder.
 
-    height: int = 384  # of the encoder's input, in pixels
-    width: int = 384  # of the encoder's input, in pixels
-    resize: Literal["letterbox", "crop", "stretch"] = "letterbox"  # fit inside, fill and cut, or distort
+    With ``resize: native``, each image keeps its aspect ratio and has a size of its own: the largest whose
+    sides are multiples of ``multiple`` and whose area is at most ``height`` x ``width``. As many positions
+    as there are squares of ``multiple`` pixels follow, unless the adaptor makes the same number of all.
+    """
+
+    height: int = 384  # of the encoder's input, in pixels; native: of the largest square one
+    width: int = 384  # of the encoder's input, in pixels; native: of the largest square one
+    # Fit inside, fill and cut, distort, or a size of its own.
+    resize: Literal["letterbox", "crop", "stretch", "native"] = "letterbox"
+    multiple: int | None = None  # native: the side of a position, in pixels
     normalize: bool = True  # (x - mean) / std, with x in [0, 1]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of red, green, blue
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of red, green, blue
@@ -71,8 +78,24 @@ class PixelSpec:
             if len(values) != 3 or not all(0 <= value <= 1 and (value or not is_std) for value in values):
                 limits = "above 0, at most 1" if is_std else "from 0 to 1"
                 errors.append(f"{name}: {values}; expected three numbers {limits}, for pixels from 0 to 1.")
+        errors += self._errors_of_multiple()
         if errors:
             raise ValueError("\n".join(errors))
+
+    def _errors_of_multiple(self) -> list[str]:
+        if self.resize != "native":
+            no_effect = (
+                f"multiple: found {self.multiple}; it has no effect unless resize is native: leave it out."
+            )
+            return [] if self.multiple is None else [no_effect]
+        if self.multiple is None or self.multiple < 1:
+            return [
+                f"multiple: found {self.multiple}; expected the side of a position in pixels (that of a"
+                " patch, times what the adaptor merges), because resize is native."
+            ]
+        if self.height % self.multiple or self.width % self.multiple:
+            return [f"multiple: found {self.multiple}; expected a divisor of {self.height} and {self.width}."]
+        return []
 
 
 class UnderstandingEncoder(Protocol):

@@ -29,21 +29,34 @@ class PositionRule:
     """The rule that assigns position ids to the texts and images of a sequence (M-RoPE, as in Qwen2-VL)."""
 
     axes: list[str] = field(default_factory=list)  # of POSITION_AXES, as the backbone has them
-    grid: tuple[int, int] = (1, 1)  # rows and columns of the positions of an input image
+    grid: tuple[int, int] = (1, 1)  # rows and columns of the positions of an input image, or of the largest
 
-    def ids(self, sequence: Sequence) -> Integers:
+    def ids(self, sequence: Sequence, grids: Many[tuple[int, int]] | None = None) -> Integers:
         """Return the position ids (P, T) of a sequence on P axes.
 
         Target images have ids like text, because a session samples them position by position.
+
+        Args:
+            sequence: with image inputs.
+            grids: rows and columns of the positions of each image; None: all have ``grid``.
         """
-        rows, columns = self.grid
         is_image = sequence.understanding_mask
-        number = np.cumsum(is_image) - 1  # of an image's position, through all images
-        inside = number % (rows * columns)  # in its image
-        images = np.where(is_image, number // (rows * columns), (number + 1) // (rows * columns))  # before
-        start = np.cumsum(~is_image) - ~is_image + images * max(rows, columns)  # (T,)
-        offsets = {"temporal": 0, "height": inside // columns, "width": inside % columns}
-        return np.stack([np.where(is_image, start + offsets[axis], start) for axis in self.axes])
+        if grids is None:
+            grids = [self.grid] * (int(is_image.sum()) // (self.grid[0] * self.grid[1]))
+        places = [np.divmod(np.arange(rows * columns), columns) for rows, columns in grids]
+        inside = {
+            "height": np.concatenate([place[0] for place in places] or [np.zeros(0, np.int64)]),
+            "width": np.concatenate([place[1] for place in places] or [np.zeros(0, np.int64)]),
+        }
+        advance = (~is_image).astype(np.int64)  # of the id at the next position
+        ends = np.flatnonzero(is_image)[np.cumsum([rows * columns for rows, columns in grids], dtype=int) - 1]
+        advance[ends] = [max(grid) for grid in grids]
+        start = np.cumsum(advance) - advance  # (T,)
+        ids = np.tile(start, (len(self.axes), 1))
+        for axis, values in zip(self.axes, ids, strict=True):
+            if axis in inside:
+                values[is_image] += inside[axis]
+        return ids
 
 
 def extended(ids: Integers, count: int) -> Integers:

@@ -129,6 +129,7 @@ class Sequence:
     understanding_mask: NDArray[np.bool_]  # (T,) True at positions of input images
     generation_mask: NDArray[np.bool_]  # (T,) True at positions of target images
     understanding_pixels: list[NDArray[np.uint8]] = field(default_factory=list)  # each (3, H, W)
+    understanding_counts: list[int] = field(default_factory=list)  # positions of each; empty: all have equal
     generation_images: list[NDArray[Any]] = field(
         default_factory=list
     )  # each (3, h, w) uint8, or encoded, of another dtype
@@ -141,6 +142,19 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def input_counts(self) -> list[int]:
+        """The number of positions of each input image."""
+        images = len(self.understanding_pixels)
+        if self.understanding_counts or not images:
+            return self.understanding_counts
+        return [int(self.understanding_mask.sum()) // images] * images
+
+    def inputs_before(self, end: int) -> int:
+        """Return how many input images lie before the position ``end``, whole."""
+        positions = int(self.understanding_mask[:end].sum())
+        return int(np.searchsorted(np.cumsum(self.input_counts), positions, side="right"))
 
     @property
     def image_positions(self) -> int:
@@ -195,6 +209,7 @@ def unconditional(sequence: Sequence, pad: int, *, hidden: bool = False) -> Sequ
         understanding_mask=no_images,
         generation_mask=no_images.copy(),
         understanding_pixels=[],
+        understanding_counts=[],
         generation_images=[],
         generation_supervised=[],
         together=None if sequence.together is None else np.zeros_like(sequence.together),

@@ -151,6 +151,7 @@ def processor_sizes(model: JanusModel) -> dict[str, Any]:
     return {
         "pixels": model.understanding.encoder.pixels,
         "image_tokens": model.understanding.num_tokens,
+        "image_tokens_follow_size": model.understanding.tokens_follow_size,
         "drawing": Drawing(path.height, path.width, path.num_tokens, hides_condition(path)),
         "context": model.backbone.context,
         "positions": position_rule(model),

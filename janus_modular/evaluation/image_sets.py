@@ -22,7 +22,7 @@ from janus_modular.interfaces import UnderstandingEncoder
 from janus_modular.janus import Janus
 from janus_modular.model.build import ModelBuilder
 from janus_modular.model.device import choose_device
-from janus_modular.model.model import normalized
+from janus_modular.model.understanding import normalized
 from janus_modular.plugins import default_plugins
 from janus_modular.processing.image_io import open_image
 from janus_modular.processing.image_transforms import understanding_pixels
@@ -114,7 +114,8 @@ def _distances(
         for batch in batched(files, batch_size):
             on_progress(done)
             pixels = [understanding_pixels(open_image(file), features.pixels) for file in batch]
-            values = features(torch.from_numpy(np.stack(pixels)).to(device))  # (N, C)
+            groups = [[image] for image in pixels] if features.pixels.resize == "native" else [pixels]
+            values = torch.cat([features(torch.from_numpy(np.stack(g)).to(device)) for g in groups])  # (N, C)
             if not values.isfinite().all():
                 raise EvaluationError(
                     f"the features of {batch[0]} or of the {len(batch) - 1} images after it are not finite;"

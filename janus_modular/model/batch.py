@@ -17,6 +17,25 @@ from janus_modular.sequence import IGNORE_INDEX, Sequence
 
 
 @dataclass
+class MixedImages:
+    """Images of several sizes, in groups of one size each."""
+
+    groups: list[Tensor]  # each (n, 3, H, W) uint8
+    places: list[tuple[int, int]]  # of each image, in order: its group, and its index there
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MixedImages:
+        """Return the images on another device."""
+        return replace(self, groups=[group.to(device, non_blocking=non_blocking) for group in self.groups])
+
+    def joined(self, features: Many[Tensor]) -> Tensor:
+        """Return the features (M, D) of all images in their order, for those (n, P, D) of each group."""
+        return torch.cat([features[group][index] for group, index in self.places])
+
+
+@dataclass
 class Batch:
     """The model's input (B rows, T positions). Rows are padded on the right.
 
@@ -29,7 +48,7 @@ class Batch:
     labels: Tensor  # (B, T) the next text token where it is supervised, else IGNORE_INDEX
     understanding_mask: Tensor  # (B, T) bool: positions of input images
     generation_mask: Tensor  # (B, T) bool: positions of target images
-    understanding_pixels: Tensor | None = None  # (N, 3, H, W) uint8, in order of position
+    understanding_pixels: Tensor | MixedImages | None = None  # (N, 3, H, W) uint8, in order of position
     generation_pixels: Tensor | None = None  # (M', 3, h, w) uint8, in order of position
     generation_encoded: Tensor | None = None  # (M - M', ...) of images that are given encoded
     is_encoded: Tensor | None = None  # (M,) bool
@@ -70,7 +89,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor | MixedImages)}
         moved: dict[str, Any] = {
             name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()
         }
@@ -140,7 +160,7 @@ def collate(rows: Many[Many[Sequence]] | Many[Sequence], *, pad: int = 0) -> Bat
         labels=torch.from_numpy(labels),
         understanding_mask=torch.from_numpy(understanding_mask),
         generation_mask=torch.from_numpy(generation_mask),
-        understanding_pixels=_stack([p for s in sequences for p in s.understanding_pixels]),
+        understanding_pixels=_stack_mixed([p for s in sequences for p in s.understanding_pixels]),
         generation_pixels=_stack([x for x, skip in zip(images, is_encoded, strict=True) if not skip]),
         generation_encoded=_stack([x for x, take in zip(images, is_encoded, strict=True) if take]),
         is_encoded=torch.tensor(is_encoded, dtype=torch.bool) if images else None,
@@ -180,3 +200,16 @@ def _position_ids(packed: Many[Many[Sequence]], positions: NDArray[np.int64]) ->
 
 def _stack(images: list[np.ndarray]) -> Tensor | None:
     return torch.from_numpy(np.stack(images)) if images else None
+
+
+def _stack_mixed(images: list[NDArray[np.uint8]]) -> Tensor | MixedImages | None:
+    sizes = sorted({image.shape for image in images})
+    if len(sizes) < 2:
+        return _stack(images)
+    groups: list[list[NDArray[np.uint8]]] = [[] for _ in sizes]
+    places = []
+    for image in images:
+        number = sizes.index(image.shape)
+        places.append((number, len(groups[number])))
+        groups[number].append(image)
+    return MixedImages([torch.from_numpy(np.stack(group)) for group in groups], places)

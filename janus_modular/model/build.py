@@ -18,7 +18,8 @@ from janus_modular.config.size_limits import check_numbers
 from janus_modular.errors import ConfigError, reporting_missing_packages
 from janus_modular.interfaces import ComponentSpec
 from janus_modular.model.interface_errors import interface_errors
-from janus_modular.model.model import JanusModel, Understanding
+from janus_modular.model.model import JanusModel
+from janus_modular.model.understanding import Understanding
 from janus_modular.plugins import Plugins, default_plugins
 from janus_modular.registry import Entry
 from janus_modular.weights.loading import parameters_on_meta

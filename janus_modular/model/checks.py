@@ -6,6 +6,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import torch
@@ -48,24 +49,32 @@ def check_shapes(model: JanusModel, plugins: Plugins | None = None) -> None:
 def shape_errors(model: JanusModel, plugins: Plugins | None = None) -> list[FieldError]:
     """Run an image of the encoder's own size; return an error for each component with a wrong output shape.
 
-    The encoder gets the image, and the adaptor gets features of the shape that the encoder declares: each
-    is checked alone, as is the backbone, with a row of four positions. A component that cannot run on the
-    meta device is skipped. The understanding path is on the meta device afterwards, and in eval mode.
+    Where images have native sizes, one of two squares is run too. The encoder gets the image, and the adaptor
+    gets features of the shape that the encoder declares: each is checked alone, as is the backbone, with a
+    row of four positions. A component that cannot run on the meta device is skipped. The understanding path
+    is on the meta device afterwards, and in eval mode.
     """
     path, config = model.understanding.to("meta").eval(), model.config.understanding
     encoder, adaptor, spec = path.encoder, path.adaptor, path.encoder.pixels
-    grid = encoder.grid(spec.height, spec.width)
-    pixels = path.normalize(torch.empty(1, 3, spec.height, spec.width, device="meta"))
-    features = pixels.new_empty(1, prod(grid), encoder.feature_dim)
-    embeddings = (1, path.num_tokens, model.backbone.hidden_size)
-    image = f"the image that it is to read ({spec.height}x{spec.width} pixels, {grid[0]}x{grid[1]} features)"
     plugins = plugins or default_plugins()
-    errors = (
-        _shape_error(config.encoder, plugins, image, lambda: encoder(pixels), tuple(features.shape)),
-        _shape_error(config.adaptor, plugins, image, lambda: adaptor(features, grid), embeddings),
-        _backbone_error(model, plugins),
-    )
-    return [error for error in errors if error]
+    sizes = [(spec.height, spec.width)]
+    if spec.multiple is not None and path.num_tokens > 1:
+        sizes.append((spec.multiple, 2 * spec.multiple))
+    errors: dict[str, FieldError | None] = {}
+    for height, width in sizes:
+        grid = encoder.grid(height, width)
+        pixels = path.normalize(torch.empty(1, 3, height, width, device="meta"))
+        features = pixels.new_empty(1, prod(grid), encoder.feature_dim)
+        embeddings = (1, adaptor.num_tokens(grid), model.backbone.hidden_size)
+        image = f"the image that it is to read ({height}x{width} pixels, {grid[0]}x{grid[1]} features)"
+        for spec_of, run, shape in (
+            (config.encoder, partial(encoder, pixels), tuple(features.shape)),
+            (config.adaptor, partial(adaptor, features, grid), embeddings),
+        ):
+            if not errors.get(spec_of.slot):
+                errors[spec_of.slot] = _shape_error(spec_of, plugins, image, run, shape)
+    errors["backbones"] = _backbone_error(model, plugins)
+    return [error for error in errors.values() if error]
 
 
 def check_packing(model: JanusModel) -> None:

@@ -22,15 +22,15 @@ from janus_modular.capabilities import (
     DeclaresPositions,
     EncodesImages,
     MasksPositions,
-    ReshapesGrid,
     ReturnsLayer,
 )
 from janus_modular.config import component_specs, module_path
 from janus_modular.config.schema import ModelConfig
 from janus_modular.errors import ConfigError, PromptError
-from janus_modular.interfaces import Adaptor, Backbone, GenerationPath, PixelSpec, UnderstandingEncoder
+from janus_modular.interfaces import Backbone, GenerationPath
 from janus_modular.model.batch import Batch
 from janus_modular.model.sampling import mark_not_finite, sample_with_noise, top_k_top_p_filter
+from janus_modular.model.understanding import Understanding
 from janus_modular.sequence import IGNORE_INDEX
 
 MAX_LOGITS = 2**27
@@ -44,46 +44,6 @@ class Output:
     hidden: Tensor  # (B, T, D)
     losses: dict[str, Tensor] = field(default_factory=dict)  # by name: (M,), at supervised positions
     sources: dict[str, Tensor] = field(default_factory=dict)  # (M,) the losses' indices into batch.sources
-
-
-class Understanding(nn.Module):
-    """The understanding path: normalises, encodes and adapts images."""
-
-    def __init__(self, encoder: UnderstandingEncoder, adaptor: Adaptor) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.adaptor = adaptor
-        spec = encoder.pixels
-        grid = encoder.grid(spec.height, spec.width)
-        if min(grid) < 1:
-            raise ValueError(
-                f"the encoder has {grid[0]}x{grid[1]} features of an image of {spec.height}x{spec.width}"
-                " pixels; expected at least 1x1: give it larger pixels"
-            )
-        self.num_tokens = adaptor.num_tokens(grid)
-        self.grid: tuple[int, int] | None = None  # of its positions, None if they have none
-        if isinstance(adaptor, ReshapesGrid):
-            self.grid = adaptor.output_grid(grid)
-        elif self.num_tokens == grid[0] * grid[1]:
-            self.grid = grid
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Return pixels (N, 3, H, W), uint8 or in [0, 1], as the encoder's `PixelSpec` normalises them."""
-        return normalized(pixels, self.encoder.pixels).to(next(self.parameters()).dtype)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return the embeddings (N, P, D) of images (N, 3, H, W)."""
-        features = self.encoder(self.normalize(pixels))  # (N, P, C)
-        return self.adaptor(features, self.encoder.grid(*pixels.shape[-2:]))
-
-
-def normalized(pixels: Tensor, spec: PixelSpec) -> Tensor:
-    """Return pixels (N, 3, H, W), uint8 or in [0, 1], as floats, normalised as ``spec`` says."""
-    x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
-    if spec.normalize:
-        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (spec.mean, spec.std))
-        x = (x - mean) / std
-    return x
 
 
 class JanusModel(nn.Module):
@@ -201,14 +161,16 @@ class JanusModel(nn.Module):
         """Return the embeddings (B, T, D) of a batch's text, input images and target images."""
         x = self.backbone.embed(batch.tokens)
         if batch.understanding_pixels is not None:
-            features = self.understanding(batch.understanding_pixels)
-            check_feature_count(batch.understanding_mask, features, "read")
+            features = self.understanding.embed(batch.understanding_pixels)[None]  # (1, M, D)
+            check_feature_count(
+                batch.understanding_mask, features, "read", images=len(batch.understanding_pixels)
+            )
             x = merge_features(features, x, mask=batch.understanding_mask)
         if targets is None:
             targets = self.targets(batch)
         if targets is not None:
             features = self.generation.embed(targets)
-            check_feature_count(batch.generation_mask, features, "drawn")
+            check_feature_count(batch.generation_mask, features, "drawn", images=len(features))
             x = merge_features(features, x, mask=batch.generation_mask)
         for path in sorted(batch.idle):
             x = x + 0 * self._idle_features(path, x)
@@ -356,13 +318,13 @@ def stack_positions(backbone: Backbone, positions: Tensor, ids: Tensor | None = 
     return torch.cat([positions[None], positions.expand(axes, *positions.shape) if ids is None else ids])
 
 
-def check_feature_count(mask: Tensor, features: Tensor, verb: str) -> None:
-    """Raise PromptError unless ``mask`` (B, T) has a position for each of the features (N, P, D)."""
-    images, tokens, _ = features.shape
-    if not torch.compiler.is_exporting() and (positions := int(mask.sum())) != images * tokens:
+def check_feature_count(mask: Tensor, features: Tensor, verb: str, *, images: int) -> None:
+    """Raise PromptError unless ``mask`` (B, T) has a position for each of the images' features (N, P, D)."""
+    count = features.shape[0] * features.shape[1]
+    if not torch.compiler.is_exporting() and (positions := int(mask.sum())) != count:
         raise PromptError(
             f"the batch has {positions} positions for images that are {verb}, but its {images} images have"
-            f" {images * tokens} features ({tokens} each): was it made by this model's own processor?"
+            f" {count} features: was it made by this model's own processor?"
         )
 
 

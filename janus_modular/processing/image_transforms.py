@@ -16,14 +16,50 @@ BICUBIC = Image.Resampling.BICUBIC  # Pillow's always filters over the whole foo
 
 
 def understanding_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.uint8]:
-    """Return the pixels (3, spec.height, spec.width) of an image input in RGB."""
+    """Return the pixels (3, H, W) of an image input in RGB, of the spec's size or, native, of its own."""
     if spec.resize == "letterbox":
         return _channels_first(_letterbox(image, spec))
     if spec.resize == "crop":
         return _channels_first(_cover(image, spec.height, spec.width))
     if spec.resize == "stretch":
         return _channels_first(image.resize((spec.width, spec.height), BICUBIC))
-    raise ValueError(f"resize must be letterbox, crop or stretch, not {spec.resize!r}")
+    if spec.resize == "native":
+        height, width = native_size(image.height, image.width, spec)
+        return _channels_first(image.resize((width, height), BICUBIC))
+    raise ValueError(f"resize must be letterbox, crop, stretch or native, not {spec.resize!r}")
+
+
+def native_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
+    """Return the size (height, width) in which an image is read that keeps its aspect ratio.
+
+    It is the largest by the rule of NaFlex ("SigLIP 2", section 2.4.2): both sides are scaled alike, then
+    rounded up to multiples of ``spec.multiple``, with an area of ``spec.height`` x ``spec.width`` at most.
+    The scale is exact here, a fraction at which one side is a multiple.
+    """
+    multiple = spec.multiple or 1
+    most = (spec.height // multiple) * (spec.width // multiple)
+    rows, columns = 1, 1
+    for side, across, is_height in ((height, width, True), (width, height, False)):
+        count = _largest_count(side, across, most)
+        if not count:
+            continue
+        other = -(-across * count // side)
+        candidate = (count, other) if is_height else (other, count)
+        if candidate[0] * candidate[1] > rows * columns:
+            rows, columns = candidate
+    return rows * multiple, columns * multiple
+
+
+def _largest_count(side: int, across: int, most: int) -> int:
+    """Return the largest k for which k times ceil(k across / side) is at most ``most``; 0 for none."""
+    low, high = 0, most
+    while low < high:
+        count = (low + high + 1) // 2
+        if count * -(-across * count // side) <= most:
+            low = count
+        else:
+            high = count - 1
+    return low
 
 
 def generation_pixels(image: Image.Image, *, height: int, width: int) -> NDArray[np.uint8]:

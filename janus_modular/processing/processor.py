@@ -18,7 +18,7 @@ from janus_modular.foreign import foreign_errors, name_in_errors, printable, rea
 from janus_modular.interfaces import PixelSpec
 from janus_modular.positions import PositionRule
 from janus_modular.processing.processor_record import Drawing as Drawing
-from janus_modular.processing.processor_record import read_record
+from janus_modular.processing.processor_record import pixels_to_dict, read_record
 from janus_modular.processing.prompt_segments import (
     PromptSegment,
     SegmentBuilder,
@@ -30,7 +30,8 @@ from janus_modular.processing.sequence_builder import (
     build_sequence,
     check_context_length,
     image_blocks,
-    with_pixels,
+    input_pixels,
+    with_targets,
     without_condition,
 )
 from janus_modular.processing.streaming import StopRule, TextStream
@@ -55,6 +56,7 @@ class Processor:
         *,
         pixels: PixelSpec,
         image_tokens: int,
+        image_tokens_follow_size: bool = False,
         drawing: Drawing | None,
         context: int | None = None,
         system: str | None = None,
@@ -65,7 +67,8 @@ class Processor:
     ) -> None:
         self.tokenizer = tokenizer
         self.pixels = pixels
-        self.image_tokens = image_tokens  # positions that an image input takes
+        self.image_tokens = image_tokens  # positions that an image input takes, or the largest in native size
+        self.image_tokens_follow_size = image_tokens_follow_size  # native: a position a square of `multiple`
         self.drawing = drawing  # None: the model has no generation path
         self.encoded: EncodedSpec | None = None  # of image targets; known where the model is
         self.positions = positions  # None: the backbone's positions are a counter
@@ -105,6 +108,7 @@ class Processor:
         *,
         pixels: PixelSpec,
         image_tokens: int,
+        image_tokens_follow_size: bool = False,
         drawing: Drawing | None,
         context: int | None = None,
         positions: PositionRule | None = None,
@@ -124,6 +128,7 @@ class Processor:
             config.template,
             pixels=pixels,
             image_tokens=image_tokens,
+            image_tokens_follow_size=image_tokens_follow_size,
             drawing=drawing,
             context=context,
             system=config.system,
@@ -174,9 +179,7 @@ class Processor:
         sequence = self._assemble(segments, bos=bos, source=sample.source, check_length=check_length)
         if condition_dropout and has_target:
             hidden = self.drawing is not None and self.drawing.hidden_condition
-            sequence = without_condition(
-                sequence, pad=self.pad_id, image_tokens=self.image_tokens, hidden=hidden
-            )
+            sequence = without_condition(sequence, pad=self.pad_id, hidden=hidden)
         if not (sequence.labels != IGNORE_INDEX).any() and not any(sequence.generation_supervised):
             raise DataError(
                 f"a sample of source '{sample.source}' has nothing to learn: no supervised text, no answer, "
@@ -245,6 +248,16 @@ class Processor:
         segments = self.trained_segments(conversation)
         return segments[: next(i for i, segment in enumerate(segments) if segment.image is target)]
 
+    def image_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of positions of an image input whose pixels have this size.
+
+        Where positions have no rows and columns, they count as one row.
+        """
+        if self.image_tokens_follow_size:
+            side = self.pixels.multiple or 1
+            return height // side, width // side
+        return self.positions.grid if self.positions else (1, self.image_tokens)
+
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
         """The ids of ``suppress_tokens``, which are never sampled in answers."""
@@ -283,8 +296,9 @@ class Processor:
             "system": self.system,
             "template_variables": self.template_variables,
             "tokens": self.tokenizer.names,
-            "pixels": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.pixels).items()},
+            "pixels": pixels_to_dict(self.pixels),
             "image_tokens": self.image_tokens,
+            **({"image_tokens_follow_size": True} if self.image_tokens_follow_size else {}),
             "drawing": self.drawing and self.drawing.to_dict(),
             "context": self.context,
             "suppress_tokens": list(self.suppress_tokens),
@@ -321,6 +335,7 @@ class Processor:
             record.template,
             pixels=record.pixels,
             image_tokens=record.image_tokens,
+            image_tokens_follow_size=record.image_tokens_follow_size or False,
             drawing=record.drawing,
             context=record.context,
             system=record.system,
@@ -366,11 +381,13 @@ class Processor:
         drawing = self.drawing
         encoded = self.tokenizer.encode([segment.span for segment in segments])
         check_answer_starts(self.tokenizer, encoded, segments)
+        pixels = input_pixels(segments, self.pixels)
+        grids = [self.image_grid(*image.shape[1:]) for image in pixels]
         sequence = build_sequence(
             encoded,
             segments,
             bos=self.tokenizer.special_id("bos") if bos else None,
-            image_tokens=self.image_tokens,
+            input_counts=[rows * columns for rows, columns in grids],
             drawing_tokens=drawing.num_tokens if drawing else 0,
         )
         if check_length and self.context is not None:
@@ -378,7 +395,9 @@ class Processor:
                 len(sequence), self.context, reserved=reserved, image_tokens=self.image_tokens, source=source
             )
         size = (drawing.height, drawing.width) if drawing else None
-        sequence = with_pixels(sequence, segments, self.pixels, size, self.encoded)
-        ids = self.positions.ids(sequence) if self.positions else None
-        together = image_blocks(sequence, self.image_tokens) if self.together else None
-        return replace(sequence, source=source, position_ids=ids, together=together)
+        sequence = with_targets(sequence, segments, size, self.encoded)
+        ids = self.positions.ids(sequence, grids) if self.positions else None
+        together = image_blocks(sequence) if self.together else None
+        return replace(
+            sequence, source=source, understanding_pixels=pixels, position_ids=ids, together=together
+        )

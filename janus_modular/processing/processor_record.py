@@ -15,7 +15,15 @@ from janus_modular.positions import POSITION_AXES, PositionRule
 from janus_modular.suggest import did_you_mean
 
 T = TypeVar("T")
-OPTIONAL = {"template_variables", "positions", "together", "hidden_condition"}  # older files lack the key
+# Older files lack these keys.
+OPTIONAL = {
+    "hidden_condition",
+    "image_tokens_follow_size",
+    "multiple",
+    "positions",
+    "template_variables",
+    "together",
+}
 
 MAX_SIZE = 2**27
 """Most positions, and pixels of an image, of a processor: each prompt takes as much memory."""
@@ -38,6 +46,15 @@ class Drawing:
         return values
 
 
+def pixels_to_dict(pixels: PixelSpec) -> dict[str, Any]:
+    """Return the entry of a `PixelSpec` in processor.json; ``multiple`` is there only in native sizes."""
+    values = asdict(pixels)
+    values |= {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+    if pixels.multiple is None:
+        del values["multiple"]
+    return values
+
+
 @dataclass
 class ProcessorRecord:
     """The content of processor.json."""
@@ -53,6 +70,7 @@ class ProcessorRecord:
     template_variables: dict[str, Any] | None = None
     together: list[Literal["understanding"]] | None = None  # only where the model's config has it
     positions: PositionRule | None = None  # only where the backbone has position ids
+    image_tokens_follow_size: bool | None = None  # True: only in native sizes
 
 
 def read_record(description: Mapping[str, Any]) -> ProcessorRecord:
@@ -71,6 +89,8 @@ def read_record(description: Mapping[str, Any]) -> ProcessorRecord:
     }.items():
         if not 1 <= number <= MAX_SIZE:
             raise ConfigError(f"{name}: found {number:,}; expected from 1 to {MAX_SIZE:,}.")
+    if record.image_tokens_follow_size:
+        _check_follows_size(record)
     if record.positions and record.positions.grid[0] * record.positions.grid[1] != record.image_tokens:
         rows, columns = record.positions.grid
         raise ConfigError(
@@ -83,6 +103,19 @@ def read_record(description: Mapping[str, Any]) -> ProcessorRecord:
             f" {', '.join(POSITION_AXES)}."
         )
     return record
+
+
+def _check_follows_size(record: ProcessorRecord) -> None:
+    pixels = record.pixels
+    if pixels.multiple is None:
+        raise ConfigError(
+            f"image_tokens_follow_size: found true, with pixels of resize {pixels.resize}; expected native."
+        )
+    most = (pixels.height // pixels.multiple) * (pixels.width // pixels.multiple)
+    if most != record.image_tokens:
+        raise ConfigError(
+            f"image_tokens: found {record.image_tokens}; expected {most}, the positions of the largest image."
+        )
 
 
 def _typed(record_type: type[T], values: Any) -> T:

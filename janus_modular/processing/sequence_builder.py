@@ -25,20 +25,22 @@ def build_sequence(
     segments: Sequence[PromptSegment],
     *,
     bos: int | None,
-    image_tokens: int,
+    input_counts: Sequence[int],
     drawing_tokens: int,
 ) -> TokenSequence:
     """Return the sequence of encoded segments, without pixels.
 
-    An image input takes ``image_tokens`` positions, an image target ``drawing_tokens``. A token is supervised
-    if any of its characters is. The label of a position is the token that follows it.
+    Image inputs take ``input_counts`` positions, in order, an image target ``drawing_tokens``. A token is
+    supervised if any of its characters is. The label of a position is the token that follows it.
     """
     is_input = np.array([isinstance(segment.image, ImageInput) for segment in segments], np.bool_)
     is_target = np.array([isinstance(segment.image, ImageTarget) for segment in segments], np.bool_)
     # How many segments before each one are supervised; a token may span several segments.
     supervised_before = np.cumsum([0, *(segment.supervised for segment in segments)])
     supervised = supervised_before[encoded.last + 1] > supervised_before[encoded.first]  # (tokens,)
-    counts = np.where(is_input, image_tokens, np.where(is_target, drawing_tokens, 1))[encoded.first]
+    counts_of_segments = np.where(is_target, drawing_tokens, 1)
+    counts_of_segments[is_input] = input_counts
+    counts = counts_of_segments[encoded.first]
     segment_of = np.repeat(encoded.first, counts)  # (T,), without BOS
     first_ids = np.array([] if bos is None else [bos], np.int64)
     not_bos = np.zeros(len(first_ids), np.bool_)
@@ -50,23 +52,32 @@ def build_sequence(
         tokens,
         labels,
         understanding_mask=np.concatenate([not_bos, is_input[segment_of]]),
+        understanding_counts=list(input_counts),
         generation_mask=np.concatenate([not_bos, is_target[segment_of]]),
     )
 
 
-def with_pixels(
+def input_pixels(segments: Sequence[PromptSegment], spec: PixelSpec) -> list[NDArray[np.uint8]]:
+    """Return the pixels (3, H, W) of each image input.
+
+    Raises:
+        ImageError: an image is damaged, or too large.
+    """
+    inputs = [segment.image for segment in segments if isinstance(segment.image, ImageInput)]
+    return [understanding_pixels(open_image(image.image), spec) for image in inputs]
+
+
+def with_targets(
     sequence: TokenSequence,
     segments: Sequence[PromptSegment],
-    spec: PixelSpec,
     drawing_size: tuple[int, int] | None,
     encoded: EncodedSpec | None = None,
 ) -> TokenSequence:
-    """Return the sequence with the pixels of its images.
+    """Return the sequence with the pixels of its image targets.
 
     Args:
         sequence: from `build_sequence`.
         segments: from which the sequence was built.
-        spec: of image inputs.
         drawing_size: height and width of image targets; None where the model has no generation path.
         encoded: the form of image targets that are given encoded; None where the generation path has none.
 
@@ -75,15 +86,12 @@ def with_pixels(
         PromptError: there is an image target, and the model has no generation path; or it is given encoded in
             another form than the path's.
     """
-    images = [segment.image for segment in segments]
-    inputs = [image for image in images if isinstance(image, ImageInput)]
-    targets = [image for image in images if isinstance(image, ImageTarget)]
+    targets = [segment.image for segment in segments if isinstance(segment.image, ImageTarget)]
     if targets and drawing_size is None:
         raise PromptError("there is an image to draw, and this model has no generation path.")
     height, width = drawing_size or (0, 0)
     return replace(
         sequence,
-        understanding_pixels=[understanding_pixels(open_image(image.image), spec) for image in inputs],
         generation_images=[
             generation_pixels(open_image(target.image), height=height, width=width)
             if target.image is not None
@@ -106,14 +114,12 @@ def _checked(encoded: Any, spec: EncodedSpec | None) -> NDArray[Any]:
         raise PromptError(f"an image target that is given encoded: {error}.") from error
 
 
-def without_condition(
-    sequence: TokenSequence, *, pad: int, image_tokens: int, hidden: bool = False
-) -> TokenSequence:
+def without_condition(sequence: TokenSequence, *, pad: int, hidden: bool = False) -> TokenSequence:
     """Return the sequence with pads before its first supervised image target, but for the first and last.
 
     What precedes the image is then what precedes it in the unconditional row of sampling; with ``hidden``, no
     position sees it but for the first. Nothing there is supervised, and the images there are dropped: image
-    inputs, of ``image_tokens`` positions each, and targets that are given. A sequence without a supervised
+    inputs, and targets that are given. A sequence without a supervised
     target has no condition, and is returned as it is.
     """
     if not any(sequence.generation_supervised):
@@ -123,7 +129,7 @@ def without_condition(
     last = int(drawn[earlier * len(drawn) // len(sequence.generation_supervised)]) - 1  # begin-of-image
     tokens, labels = sequence.tokens.copy(), sequence.labels.copy()
     understanding_mask, generation_mask = sequence.understanding_mask.copy(), sequence.generation_mask.copy()
-    dropped_images = int(understanding_mask[:last].sum()) // max(image_tokens, 1)
+    dropped_images = sequence.inputs_before(last)
     position = np.arange(len(tokens))
     is_before = (position > 0) & (position <= last)
     tokens[1:last] = pad
@@ -136,6 +142,7 @@ def without_condition(
         understanding_mask=understanding_mask,
         generation_mask=generation_mask,
         understanding_pixels=sequence.understanding_pixels[dropped_images:],
+        understanding_counts=sequence.input_counts[dropped_images:],
         generation_images=sequence.generation_images[earlier:],
         generation_supervised=sequence.generation_supervised[earlier:],
         together=None if sequence.together is None else sequence.together * understanding_mask,
@@ -143,10 +150,12 @@ def without_condition(
     )
 
 
-def image_blocks(sequence: TokenSequence, image_tokens: int) -> NDArray[np.int64]:
+def image_blocks(sequence: TokenSequence) -> NDArray[np.int64]:
     """Return the block (T,) of each position: the number of its image from 1, or 0 for what is not read."""
-    number = (np.cumsum(sequence.understanding_mask) - 1) // image_tokens + 1
-    return np.where(sequence.understanding_mask, number, 0)
+    blocks = np.zeros(len(sequence), np.int64)
+    counts = sequence.input_counts
+    blocks[sequence.understanding_mask] = np.repeat(np.arange(1, len(counts) + 1), counts)
+    return blocks
 
 
 def check_context_length(

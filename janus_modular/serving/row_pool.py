@@ -100,19 +100,20 @@ class RowPool:
 def position_keys(prompt: Sequence) -> NDArray[np.int64] | None:
     """Return a number for each position (T,): equal numbers, up to a position, mean equal inputs.
 
-    None for a prompt with target images, or with image positions that are not the same for each image, and
-    for a prompt that is more than its tokens and images, which is always read as a whole.
+    None for a prompt with target images, or with other image positions than its images have, and for a
+    prompt that is more than its tokens and images, which is always read as a whole.
     """
     images = prompt.understanding_pixels
     per_position = (prompt.hidden, prompt.together, prompt.position_ids)
     if any(values is not None for values in per_position):
         return None
     positions = np.flatnonzero(prompt.understanding_mask)
-    if prompt.generation_mask.any() or len(positions) % max(len(images), 1):
+    counts = prompt.input_counts
+    if prompt.generation_mask.any() or len(positions) != sum(counts):
         return None
     keys = prompt.tokens.copy()
-    for image, image_positions in zip(images, np.split(positions, max(len(images), 1)), strict=False):
-        digest = int.from_bytes(sha256(image.tobytes()).digest()[:7], "little")
+    for image, image_positions in zip(images, np.split(positions, np.cumsum(counts)[:-1]), strict=False):
+        digest = int.from_bytes(sha256(f"{image.shape}".encode() + image.tobytes()).digest()[:7], "little")
         keys[image_positions] = -1 - digest
     return keys
 
@@ -121,15 +122,15 @@ def tail(prompt: Sequence, start: int) -> Sequence:
     """Return a prompt without its first positions, which end where an image begins, or outside of images."""
     if not start:
         return prompt
-    images, mask = prompt.understanding_pixels, prompt.understanding_mask
-    skipped = int(mask[:start].sum()) * len(images) // max(int(mask.sum()), 1)
+    mask, skipped = prompt.understanding_mask, prompt.inputs_before(start)
     return replace(
         prompt,
         tokens=prompt.tokens[start:],
         labels=prompt.labels[start:],
         understanding_mask=mask[start:],
         generation_mask=prompt.generation_mask[start:],
-        understanding_pixels=images[skipped:],
+        understanding_pixels=prompt.understanding_pixels[skipped:],
+        understanding_counts=prompt.input_counts[skipped:],
     )
 
 
@@ -142,11 +143,8 @@ def _common(first: Integers, second: Integers) -> int:
 
 def _image_start(prompt: Sequence, end: int) -> int:
     """Return ``end``, or where the image begins that it would cut in two."""
-    mask, images = prompt.understanding_mask, len(prompt.understanding_pixels)
-    if not images or not end:
-        return end
-    per_image = int(mask.sum()) // images
-    partial = int(mask[:end].sum()) % per_image
+    mask = prompt.understanding_mask
+    partial = int(mask[:end].sum()) - sum(prompt.input_counts[: prompt.inputs_before(end)])
     while partial:
         end -= 1
         partial -= int(mask[end])

@@ -76,7 +76,7 @@ def cut(sequence: Sequence, length: int) -> Sequence:
     labels = sequence.labels[:end].copy()
     if end < len(sequence):
         labels[-1:] = IGNORE_INDEX
-    inputs = _count_runs(sequence.understanding_mask[:end])
+    inputs = sequence.inputs_before(end)
     targets = _count_runs(sequence.generation_mask[:end])
     return replace(
         sequence,
@@ -87,6 +87,7 @@ def cut(sequence: Sequence, length: int) -> Sequence:
         together=None if sequence.together is None else sequence.together[:end],
         position_ids=None if sequence.position_ids is None else sequence.position_ids[:, :end],
         understanding_pixels=sequence.understanding_pixels[:inputs],
+        understanding_counts=sequence.input_counts[:inputs],
         generation_images=sequence.generation_images[:targets],
         generation_supervised=sequence.generation_supervised[:targets],
     )

@@ -10,6 +10,7 @@ appendix B) do, though a causal layer needs half of them.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from janus_modular.capabilities import AlignsHiddenStates, DeclaresFlops
-from janus_modular.model.batch import Batch
+from janus_modular.model.batch import Batch, MixedImages
 from janus_modular.model.model import JanusModel, stack_positions
 from janus_modular.sequence import IGNORE_INDEX
 
@@ -54,8 +55,13 @@ class BackboneFlops:
 
 @dataclass
 class FlopCounts:
-    """Operations by component: of each image that is read, of each that is drawn, and of the backbone."""
+    """Operations by component: of each image that is read, of each that is drawn, and of the backbone.
 
+    An image that is smaller than the largest counts by its share of pixels, which is a little too much: its
+    attention takes less.
+    """
+
+    read_image_pixels: int = 1  # of the largest image that is read
     read_image: dict[str, float] = field(default_factory=dict)
     drawn_image: dict[str, float] = field(default_factory=dict)
     target_image: dict[str, float] = field(default_factory=dict)  # of target images that are given as pixels
@@ -70,11 +76,10 @@ class FlopCounts:
         """Return the operations of a step's micro-batches by component."""
         total: dict[str, float] = {}
         for batch in batches:
-            pixels = batch.understanding_pixels
             targets = batch.generation_pixels
             drawn = len(batch.image_seeds)
             for costs, count in (
-                (self.read_image, 0 if pixels is None else len(pixels)),
+                (self.read_image, self._images_read(batch)),
                 (self.drawn_image, drawn),
                 (self.target_image, 0 if targets is None else len(targets)),
             ):
@@ -87,6 +92,12 @@ class FlopCounts:
             cost = backbone(sequence_lengths(batch), labels)
             total["backbone"] = total.get("backbone", 0.0) + cost
         return {name: count for name, count in total.items() if count}
+
+    def _images_read(self, batch: Batch) -> float:
+        """Return the number of images of the largest size that have as many pixels as a batch's images."""
+        pixels = batch.understanding_pixels
+        groups = pixels.groups if isinstance(pixels, MixedImages) else [] if pixels is None else [pixels]
+        return sum(len(group) * math.prod(group.shape[-2:]) for group in groups) / self.read_image_pixels
 
 
 def sequence_lengths(batch: Batch) -> list[int]:
@@ -140,6 +151,7 @@ class _Counter:
         """Count the understanding path; return True if its embeddings have a gradient."""
         encoder, adaptor = self.model.understanding.encoder, self.model.understanding.adaptor
         spec, costs = encoder.pixels, self.counts.read_image
+        self.counts.read_image_pixels = spec.height * spec.width
         pixels, grid = self._pixels(spec), encoder.grid(spec.height, spec.width)
         has_gradient = _is_trained(encoder)
 

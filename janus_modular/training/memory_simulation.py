@@ -95,7 +95,7 @@ def _loss(model: JanusModel, batch: Batch, kernels: Kernels) -> Tensor:
     with kernels:
         x = model.backbone.embed(batch.tokens)
         if batch.understanding_pixels is not None:
-            features = model.understanding(batch.understanding_pixels)
+            features = model.understanding.embed(batch.understanding_pixels)[None]
             x = merge_features(features, x, mask=batch.understanding_mask)
         if targets is not None:
             x = merge_features(generation.embed(targets), x, mask=batch.generation_mask)

@@ -113,14 +113,15 @@ def spans(sequence: TokenSequence, processor: Processor) -> Iterator[Span]:
     A text token is supervised where the label at the position before it is set.
     """
     supervised = np.concatenate([[False], sequence.labels[:-1] != IGNORE_INDEX])
-    inputs, targets = iter(sequence.understanding_pixels), iter(sequence.generation_images)
+    inputs = zip(sequence.understanding_pixels, sequence.input_counts, strict=True)
+    targets = iter(sequence.generation_images)
     targets_supervised = iter(sequence.generation_supervised)
     is_image = sequence.understanding_mask | sequence.generation_mask
     start = 0
     while start < len(sequence):
         if sequence.understanding_mask[start]:
-            size = processor.image_tokens
-            yield Span("image_input", size, False, pixels=next(inputs))
+            image_input, size = next(inputs)
+            yield Span("image_input", size, False, pixels=image_input)
         elif sequence.generation_mask[start] and processor.drawing:
             size = processor.drawing.num_tokens
             image = next(targets)

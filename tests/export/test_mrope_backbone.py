@@ -246,6 +246,6 @@ def test_what_has_no_grid_or_no_ids_is_refused(
     counting = ModelAssembly.from_config(resolve(load("tiny"), ModelConfig))
     with pytest.raises(PromptError, match="found position ids on 3 axes; expected 0"):
         Janus.of(counting).runtime.open(300).prefill([sequence])
-    monkeypatch.setattr("janus_modular.model.model.ReshapesGrid", int)  # as if none were declared
+    monkeypatch.setattr("janus_modular.model.understanding.ReshapesGrid", int)  # as if none were declared
     with pytest.raises(ConfigError, match=r"makes 7 positions.*no output_grid; expected rows and columns"):
         assemble(plugins, understanding=raw["understanding"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,22 @@ class Ranges:
     tokens: Axis  # T: positions fed at once: 1 in a step, a whole prompt in a prefill
     capacity: Axis  # S: capacity of a row, in positions
     images: Axis  # N: images per batch
+    image_rows: Axis | None = None  # of positions of an input image, where images have native sizes
+    image_columns: Axis | None = None
 
     def axis(self, name: str) -> Axis:
         """Return an axis by its name."""
         axis: Axis = getattr(self, name)
         return axis
+
+    def with_image_grids(self, most: int) -> Ranges:
+        """Return these ranges with those of images in native sizes, of up to ``most`` positions."""
+        side = max(1, round(most**0.5) - 1)  # unlike the square's, whose length encoders know
+        return replace(
+            self,
+            image_rows=Axis("image_rows", 1, side, most),
+            image_columns=Axis("image_columns", 1, side, most),
+        )
 
     @classmethod
     def of(cls, *, context: int, rows: int = 8, capacity: int = 1024, images: int = 4) -> Ranges:

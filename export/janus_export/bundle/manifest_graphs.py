@@ -12,6 +12,7 @@ from typing import Any
 
 from janus_export.bundle.contract import MAGNITUDE
 from janus_export.bundle.graph_header import GraphHeader, TensorHeader
+from janus_modular.graph_specs import axes_in
 
 SIZES: Mapping[str, tuple[str, str, str, int]] = {
     "hidden_size": ("backbone", "inputs", "x", 2),
@@ -27,7 +28,7 @@ def axes_of(graphs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the names of the axes in the shapes of these graphs; for 3*images, the axis is images."""
     for graph in graphs:
         for tensor in (*graph["inputs"], *graph["outputs"]):
-            yield from (size.rpartition("*")[2] for size in tensor["shape"] if isinstance(size, str))
+            yield from (axis for size in tensor["shape"] if isinstance(size, str) for axis in axes_in(size))
 
 
 def header_problems(record: Mapping[str, Any], dtype: str, header: GraphHeader, name: str) -> Iterator[str]:

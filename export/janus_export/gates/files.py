@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from janus_export.bundle.bundle import Bundle, graph_problems
 from janus_export.bundle.external_data import references
+from janus_export.onnx_export.graphs import understand_tensors
 from janus_export.onnx_export.kv_cache import cache_tensors
 from janus_export.onnx_export.weights import is_finite
 from janus_export.reference.target import CheckResult, VerificationTarget
@@ -163,7 +164,7 @@ def _upcast_from(value: ir.Value | None) -> ir.Value | None:
 def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
     """Compare the manifest with the model's config."""
     model, processor = target.reference.model, target.reference.processor
-    path, spec = model.generation, model.understanding.encoder.pixels
+    path = model.generation
     image_target: dict[str, Any] = {"height": path.height, "width": path.width, "positions": path.num_tokens}
     if isinstance(path, EncodesImages) and "encoded" in target.bundle.manifest["model"]["image_target"]:
         image_target["encoded"] = describe_encoded(path.encoded)  # which bundles of earlier versions lack
@@ -186,9 +187,10 @@ def sizes(target: VerificationTarget) -> Iterator[CheckResult]:
         for graph, record in target.bundle.graphs.items()
         for tensor in (*record["inputs"], *record["outputs"])
     }
+    inputs, outputs = understand_tensors(model)
     fixed = {
-        "understand.pixels": [3, spec.height, spec.width],
-        "understand.embeddings": [model.understanding.num_tokens, model.backbone.hidden_size],
+        f"understand.{tensor.name}": [size for size in tensor.shape if not isinstance(size, str)]
+        for tensor in (*inputs, *outputs)
     }
     for graph in path.graphs():
         for tensor in (*graph.inputs, *graph.outputs):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from janus_export.bundle.contract import MAGNITUDE
+from janus_export.bundle.modes import UNDERSTANDING_GRAPH
 from janus_export.errors import ExportError
 from janus_export.reference.compare import CLOSE, compare_outputs, distance
 from janus_export.reference.prompts import images
@@ -45,13 +46,19 @@ def readers(reference: Reference) -> dict[str, list[GraphCall]]:
     """Return calls of the graphs that read images and text, with torch's outputs."""
     model, processor = reference.model, reference.processor
     prompt = processor.chat_prompt([Message("user", [*map(ImageInput, images(3))])])
-    pixels = np.stack(prompt.understanding_pixels)
     tokens = np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size
+    sizes = dict.fromkeys(image.shape for image in prompt.understanding_pixels)
+    groups = [
+        np.stack([image for image in prompt.understanding_pixels if image.shape == size]) for size in sizes
+    ]
     with torch.no_grad():
-        features = model.understanding(torch.from_numpy(pixels)).numpy()
+        features = [model.understanding(torch.from_numpy(pixels)).numpy() for pixels in groups]
         embeddings = model.backbone.embed(torch.from_numpy(tokens)).numpy()
     return {
-        "understand": [GraphCall("understand", (pixels,), (features,), 0)],
+        "understand": [
+            GraphCall("understand", (pixels,), (read,), 0)
+            for pixels, read in zip(groups, features, strict=True)
+        ],
         "embed": [GraphCall("embed", (tokens,), (embeddings,), 0)],
     }
 
@@ -111,7 +118,7 @@ def compare_calls(
         for spec in target.bundle.contract(name, target.variant)["outputs"]
         if spec["name"] != MAGNITUDE  # which the runtime has checked
     ]
-    got = []
+    got: list[Sequence[Array]] = []
     for call in calls:
         result = run(name, *call.inputs)
         outputs = result if isinstance(result, tuple) else (result,)
@@ -119,9 +126,16 @@ def compare_calls(
     graph = target.reference.graphs.get(name)
     role: GraphRole | None = "sample" if name == "sample_text" else graph.role if graph else None
     names = [spec["name"] for spec in specs]
-    want = [call.outputs for call in calls]
+    want: list[Sequence[Array]] = [call.outputs for call in calls]
+    if name == UNDERSTANDING_GRAPH:  # images in native sizes have different numbers of positions
+        got, want = _by_position(got), _by_position(want)
     precision, floats = target.precision_of(name), target.embeddings_of(name)
     yield from compare_outputs(name, role, names, precision, got, want, floats)
+
+
+def _by_position(calls: Iterable[Sequence[Array]]) -> list[Sequence[Array]]:
+    """Return outputs (N, P, D) of calls as (N * P, D)."""
+    return [[x.reshape(-1, x.shape[-1]) for x in outputs] for outputs in calls]
 
 
 def _as_numbers(x: Array, dtype: str) -> Array:

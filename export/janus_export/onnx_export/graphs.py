@@ -135,24 +135,39 @@ def declare(model: JanusModel, ranges: Ranges, *, suppressed_ids: Sequence[int] 
         ExportError: the backbone has a state that it does not declare; names the layer.
     """
     dtype = next(model.backbone.parameters()).dtype  # type: ignore[attr-defined]  # components are modules
-    backbone, spec = model.backbone, model.understanding.encoder.pixels
-    hidden_size, vocab = backbone.hidden_size, backbone.vocab_size
+    backbone, hidden_size, vocab = model.backbone, model.backbone.hidden_size, model.backbone.vocab_size
+    if model.understanding.encoder.pixels.multiple is not None:
+        ranges = ranges.with_image_grids(most_squares(model))
     with explained("backbone", model):
         cache = cache_tensors(backbone)
     graph = partial(Graph, dtype=dtype, ranges=ranges)
     x = TensorSpec("x", "model", ("rows", "tokens", hidden_size))
     graphs = [
-        graph(
-            "understand",
-            Understand(model),
-            (TensorSpec("pixels", "uint8", ("images", 3, spec.height, spec.width)),),
-            (TensorSpec("embeddings", "model", ("images", model.understanding.num_tokens, hidden_size)),),
-        ),
+        graph("understand", Understand(model), *understand_tensors(model)),
         graph("embed", Embed(model), (TensorSpec("tokens", "int64", ("rows", "tokens")),), (x,)),
         graph("backbone", **backbone_graph(model, cache, x)),
         graph("sample_text", SampleText(model, suppressed_ids), *sample_text_tensors(vocab, hidden_size)),
     ]
     return graphs + drawing_graphs(model, ranges, dtype)
+
+
+def most_squares(model: JanusModel) -> int:
+    """Return how many squares of ``multiple`` pixels the largest image in native size has."""
+    spec = model.understanding.encoder.pixels
+    return (spec.height // (spec.multiple or 1)) * (spec.width // (spec.multiple or 1))
+
+
+def understand_tensors(model: JanusModel) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and outputs of the graph ``understand``; in native sizes, its axes are dynamic."""
+    path, spec = model.understanding, model.understanding.encoder.pixels
+    size: tuple[int | str, ...] = (spec.height, spec.width)
+    if spec.multiple is not None:
+        size = (f"{spec.multiple}*image_rows", f"{spec.multiple}*image_columns")
+    positions = "image_rows*image_columns" if path.tokens_follow_size else path.num_tokens
+    return (
+        (TensorSpec("pixels", "uint8", ("images", 3, *size)),),
+        (TensorSpec("embeddings", "model", ("images", positions, model.backbone.hidden_size)),),
+    )
 
 
 def backbone_graph(model: JanusModel, cache: Sequence[TensorSpec], x: TensorSpec) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def describe_model(model: JanusModel, processor: Processor) -> dict[str, Any]:
             "height": spec.height,
             "width": spec.width,
             "positions": model.understanding.num_tokens,
+            **({} if spec.multiple is None else {"multiple": spec.multiple}),  # native sizes
         },
         "rows": {
             "guided": 2,  # rows that an image takes under guidance

@@ -53,15 +53,24 @@ def embed(
         is_target[row, : len(prompt)] = prompt.generation_mask
     x = run("embed", tokens)  # (R, T, D)
     pixels = [image for prompt in prompts for image in prompt.understanding_pixels]
-    read = [
-        run("understand", np.stack(pixels[start : start + images_at_once]))  # (N, P, D)
-        for start in range(0, len(pixels), images_at_once)
-    ]
+    read = _understand(pixels, run, images_at_once)
     _merge(x, read, is_input, len(pixels), "read")
     targets = [image for prompt in prompts for image in prompt.generation_images]
     drawn = [_embed_target(image, run, graphs) for image in targets]
     _merge(x, drawn, is_target, len(targets), "drawn")
     return x
+
+
+def _understand(images: Sequence[NDArray[Any]], run: Run, images_at_once: int) -> list[NDArray[Any]]:
+    """Return the embeddings (P, D) of each image; images of one size run together."""
+    read: dict[int, NDArray[Any]] = {}
+    for shape in dict.fromkeys(image.shape for image in images):
+        numbers = [number for number, image in enumerate(images) if image.shape == shape]
+        for start in range(0, len(numbers), images_at_once):
+            chosen = numbers[start : start + images_at_once]
+            embeddings = run("understand", np.stack([images[number] for number in chosen]))  # (N, P, D)
+            read |= zip(chosen, embeddings, strict=True)
+    return [read[number] for number in range(len(images))]
 
 
 def _embed_target(image: NDArray[Any], run: Run, graphs: Mapping[str, GraphSignature]) -> NDArray[Any]:
@@ -80,7 +89,7 @@ def _embed_target(image: NDArray[Any], run: Run, graphs: Mapping[str, GraphSigna
 def _merge(
     x: NDArray[Any], features: Sequence[NDArray[Any]], mask: NDArray[np.bool_], images: int, verb: str
 ) -> None:
-    """Write features (N, P, D) into x (R, T, D), in order, where ``mask`` (R, T) is True.
+    """Write features, (P, D) or (N, P, D), into x (R, T, D), in order, where ``mask`` (R, T) is True.
 
     Raises:
         PromptError: there are more or fewer positions than features.

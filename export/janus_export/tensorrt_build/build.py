@@ -16,6 +16,7 @@ from typing import Any
 
 from janus_export.bundle.bundle import Bundle, load_bundle
 from janus_export.bundle.engines import key_of
+from janus_export.bundle.manifest_graphs import axes_of
 from janus_export.errors import BundleError, ExportError
 from janus_export.runtimes.trt.device import compute_capability
 from janus_export.tensorrt_build.builder import EngineOptions, build_engine, inspect_engine
@@ -77,6 +78,7 @@ class _Build:
             if name not in self.files:
                 hint = did_you_mean(name, self.files)
                 raise ExportError(f"no graph is called '{name}'. {hint}\nGraphs: {', '.join(self.files)}")
+        self._refuse_native_sizes()
         self.lengths = Lengths.choose(bundle.manifest["axes"], config.rows, config.capacity)
         self.trt = load(self.target)
         self.arch = choose_architectures(self.target, self.trt, config.sm)
@@ -87,6 +89,16 @@ class _Build:
             )
         self.key = key_of(self.variant, self.target.name, self.arch)
         self.folder = bundle.folder / FOLDER / self.key
+
+    def _refuse_native_sizes(self) -> None:
+        """Raise ExportError for a graph that reads images in sizes of their own."""
+        for name in self.config.graphs or self.files:
+            if "image_rows" in axes_of([self.bundle.manifest["graphs"][name]]):
+                raise ExportError(
+                    f"{name}: it reads images in native sizes (pixels.resize=native); expected one size, as"
+                    " an engine takes the memory of the tallest and the widest image in one. Build a bundle of"
+                    " other modes (export --only text --only drawing), or run this one in ONNX Runtime."
+                )
 
     def run(self) -> tuple[str, list[str]]:
         """Build the missing engines, with their folder locked."""

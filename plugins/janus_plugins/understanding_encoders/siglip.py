@@ -134,7 +134,8 @@ class SiglipEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""
         native = (self.tower.image_size, self.tower.image_size)
-        output = self.model(pixels, interpolate_pos_encoding=tuple(pixels.shape[-2:]) != native)
+        interpolates = self.pixels.multiple is not None or tuple(pixels.shape[-2:]) != native
+        output = self.model(pixels, interpolate_pos_encoding=interpolates)
         return output.last_hidden_state
 
     def read_pretrained(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

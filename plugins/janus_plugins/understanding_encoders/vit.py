@@ -79,7 +79,7 @@ class Vit(nn.Module):
         """Encode normalised pixels (N, 3, H, W) into features (N, P, C)."""
         grid = self.grid(*pixels.shape[-2:])
         positions: Tensor = self.positions
-        if grid != self.native:
+        if self.pixels.multiple is not None or grid != self.native:  # exported for sizes of all images
             positions = F.interpolate(positions.float(), grid, mode="bicubic").to(positions.dtype)
         x = (self.stem(pixels) + positions).flatten(2).transpose(1, 2)  # (N, P, C)
         return self.norm(self.blocks(x))
