@@ -33,6 +33,14 @@ def check_encoder_sizes(encoder: Any, pixels: Tensor) -> None:
     )
     grid = encoder.grid(encoder.pixels.height, encoder.pixels.width)
     ensure(min(grid) > 0, f"an image of the size in encoder.pixels has a grid of {grid} features")
+    side = encoder.pixels.multiple
+    if side is not None:  # images in native sizes
+        features, grid = encoder(pixels.new_zeros(2, 3, side, 2 * side)), encoder.grid(side, 2 * side)
+        declared = (2, grid[0] * grid[1], encoder.feature_dim)
+        ensure(
+            tuple(features.shape) == declared,
+            f"features of {side}x{2 * side} pixels are {tuple(features.shape)}; expected {declared}",
+        )
 
 
 @check_for("image_tokenizers")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Siglip2VisionConfig, Siglip2VisionModel
+from transformers import Qwen2VLConfig, Qwen2VLModel, Siglip2VisionConfig, Siglip2VisionModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 from janus_modular import ConfigError, ImageInput, ImageTarget, Message, PixelSpec, Sample, Sequence, Text
@@ -18,6 +18,7 @@ from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
 from janus_modular.model.batch import MixedImages, collate
 from janus_modular.model.build import build_model
+from janus_modular.positions import PositionRule
 from janus_modular.processing.image_transforms import understanding_pixels
 from janus_modular.serving import AnswerRequest, Engine
 from janus_modular.training.bad_samples import cut
@@ -114,6 +115,38 @@ def test_answers_of_an_engine_are_those_alone_with_a_prefix_cache(janus: Janus) 
             message = Message("user", [*map(ImageInput, images), Text("what?")])
             assert engine.submit(AnswerRequest([message], max_new_tokens=6)).result(60) == answer
         assert engine.stats().reused_positions > 0
+
+
+@pytest.mark.parametrize("text", ["a12b", "1a2", "ab2c1"])
+def test_position_ids_of_images_of_several_grids_are_those_of_transformers(text: str) -> None:
+    """A letter is a text token, a digit an image of a grid; between images, there is a token."""
+    text = text.replace("12", "1-2")
+    grids = [{"1": (2, 3), "2": (4, 1)}[letter] for letter in text if letter.isdigit()]
+    counts = [rows * columns for rows, columns in grids]
+    numbers = iter(counts)
+    is_image = np.concatenate(
+        [np.full(next(numbers), True) if letter.isdigit() else [False] for letter in text]
+    )
+    tokens = np.arange(len(is_image))
+    sequence = Sequence(tokens, np.full_like(tokens, -100), is_image, np.zeros_like(is_image))
+    with torch.device("meta"):
+        index_of = Qwen2VLModel(Qwen2VLConfig(vision_config={"spatial_merge_size": 1})).get_rope_index
+    expected, _ = index_of(
+        torch.from_numpy(tokens)[None],
+        torch.from_numpy(is_image.astype(np.int32))[None],
+        torch.tensor([[1, *grid] for grid in grids]),
+    )
+    ids = PositionRule(["temporal", "height", "width"], (4, 4)).ids(sequence, grids)
+    assert np.array_equal(ids, expected[:, 0].numpy())
+
+
+def test_encoders_of_one_size_refuse_images_in_their_own() -> None:
+    vit = "name: vit, feature_dim: 32, layers: 1, heads: 2, stem: [8, 16, 32]"
+    native = "pixels: {height: 32, width: 32, resize: native, multiple: 8}"
+    joined = f"{{name: joined, encoders: [{{{vit}, {native}}}, {{{vit}, {native}}}]}}"
+    config = resolve(load("model/tiny", [f"understanding.encoder={joined}"]), ModelConfig)
+    with pytest.raises(ConfigError, match=r"joined: found an encoder with pixels\.resize native"):
+        build_model(config, on_meta=True)
 
 
 def test_a_saved_model_reads_images_in_the_same_sizes(janus: Janus, tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ class _Build:
             if "image_rows" in axes_of([self.bundle.manifest["graphs"][name]]):
                 raise ExportError(
                     f"{name}: it reads images in native sizes (pixels.resize=native); expected one size, as"
-                    " an engine takes the memory of the tallest and the widest image in one. Build a bundle of"
-                    " other modes (export --only text --only drawing), or run this one in ONNX Runtime."
+                    " an engine takes the memory of the tallest and the widest image in one. Build a bundle"
+                    " of other modes (export --only text --only drawing), or run this one in ONNX Runtime."
                 )
 
     def run(self) -> tuple[str, list[str]]:
