@@ -61,14 +61,20 @@ class Batch:
     position_ids: Tensor | None = None  # (P, B, T) on P axes, where the backbone declares them
     hidden: Tensor | None = None  # (B, T) bool: positions that no other attends to
     together: Tensor | None = None  # (B, T) positions of a sequence that attend to each other have one number
-    idle: frozenset[str] = frozenset()  # paths without images that run all the same, as other processes do
+    idle: dict[str, int] = field(default_factory=dict)  # further runs of paths, as other processes have them
 
     @property
     def paths(self) -> frozenset[str]:
         """The paths that its images run through: understanding, generation."""
-        has_targets = self.generation_pixels is not None or self.generation_encoded is not None
-        has = {"understanding": self.understanding_pixels is not None, "generation": has_targets}
-        return frozenset(path for path, is_run in has.items() if is_run)
+        return frozenset(self.runs)
+
+    @property
+    def runs(self) -> dict[str, int]:
+        """How often each path with images runs: the understanding path once for each size of images."""
+        pixels = self.understanding_pixels
+        read = len(pixels.groups) if isinstance(pixels, MixedImages) else int(pixels is not None)
+        drawn = int(self.generation_pixels is not None or self.generation_encoded is not None)
+        return {path: runs for path, runs in {"understanding": read, "generation": drawn}.items() if runs}
 
     def unsupervised_row(self) -> Batch:
         """Return a batch of one text position, the first, in which nothing is supervised."""

@@ -172,8 +172,9 @@ class JanusModel(nn.Module):
             features = self.generation.embed(targets)
             check_feature_count(batch.generation_mask, features, "drawn", images=len(features))
             x = merge_features(features, x, mask=batch.generation_mask)
-        for path in sorted(batch.idle):
-            x = x + 0 * self._idle_features(path, x)
+        for path, runs in sorted(batch.idle.items()):
+            for _ in range(runs):
+                x = x + 0 * self._idle_features(path, x)
         return x
 
     def _idle_features(self, path: str, x: Tensor) -> Tensor:

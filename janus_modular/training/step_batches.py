@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ def shared(
     """Yield this process's batches, with the counts of the whole step, over all processes.
 
     With ``equal_passes``, as sharded components need, all processes run as many micro-batches, and in each of
-    them the same paths: those that this process has no images for are in ``Batch.idle``.
+    them the same paths as often: what this process has no images for is in ``Batch.idle``.
 
     Raises:
         OtherRankError: another process cannot build its batch; that process raises the error itself.
@@ -43,16 +44,18 @@ def shared(
 
 
 def with_equal_passes(batches: list[Batch], processes: Processes) -> list[Batch]:
-    """Return as many micro-batches as any process has, each with the paths that any process runs in it.
+    """Return as many micro-batches as any process has, each with the runs of paths that any has in it.
 
     A further micro-batch has one position, and nothing in it is supervised.
     """
-    of_ranks = processes.gather([batch.paths for batch in batches])
+    of_ranks = processes.gather([batch.runs for batch in batches])
     count = max(map(len, of_ranks))
     equal = batches + [batches[-1].unsupervised_row()] * (count - len(batches))
     for number, batch in enumerate(equal):
-        needed = set().union(*(paths[number] for paths in of_ranks if number < len(paths)))
-        equal[number] = replace(batch, idle=frozenset(needed - batch.paths))
+        needed = Counter[str]()
+        for runs in of_ranks:
+            needed |= Counter(runs[number] if number < len(runs) else {})  # the larger count of each
+        equal[number] = replace(batch, idle=dict(needed - Counter(batch.runs)))
     return equal
 
 

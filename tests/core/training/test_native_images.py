@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -15,10 +16,12 @@ from janus_modular.janus import Janus
 from janus_modular.model.batch import MixedImages
 from janus_modular.plugins import default_plugins
 from janus_modular.training.dry_run import dry_run
+from janus_modular.training.processes import Processes
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.train import train
 
 from .conftest import Make
+from .test_processes import Ranks, gradients
 
 PIXELS = {"height": 32, "width": 32, "resize": "native", "multiple": 8}
 SIZES = {"red": (90, 30), "green": (30, 90), "blue": (40, 40), "white": (64, 33)}
@@ -60,3 +63,33 @@ def test_batches_of_a_step_hold_several_sizes(make: Make, settings: dict[str, An
     shapes = {tuple(group.shape[-2:]) for pixels in mixed for group in pixels.groups}
     assert shapes <= {(16, 48), (48, 16), (32, 32), (24, 40)}
     assert len(shapes) > 2
+
+
+FSDP = {"backbone": "fsdp", "understanding.encoder": "fsdp"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": 6},
+        {"batch": 6, "parallel": FSDP},
+        {"batch": 5, "parallel": FSDP, "mixture": {"read": 4, "draw": 1, "text": 0}, "accumulate": 2},
+    ],
+    ids=["ddp", "fsdp", "fsdp, micro-batches"],
+)
+def test_a_step_of_two_processes_is_that_of_one(
+    make: Make, settings: dict[str, Any], ranks: Ranks, changes: dict[str, Any]
+) -> None:
+    """The encoder runs once for each size of images, of which one process has more than the other."""
+    config = make(**settings, **changes)
+    want, _ = gradients(config, Processes())
+    outcomes = ranks(2, lambda rank: gradients(config, Processes.from_environment()))
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    for outcome in outcomes:
+        got, _ = outcome.result
+        for name, expected in want.items():
+            assert (expected is None) is (got[name] is None), name
+            if expected is not None:
+                # as in test_processes.py: 1e-6 of the gradient's scale
+                limit = 1e-6 * max(np.abs(expected).max(), 1)
+                assert np.abs(got[name] - expected).max() <= limit, name
