@@ -40,14 +40,14 @@ def train_chain(stages: Mapping[str, TrainConfig], *, resume: bool, quiet: bool,
         states = processes.on_first(lambda: [_state(config) for config in stages.values()])
         if resume and set(states) == {"new"}:
             raise TrainingError("there is nothing to resume: no stage has a checkpoint. Leave --resume out.")
-        for (name, config), state in zip(stages.items(), states, strict=True):
-            model = Path(config.output) / "model"
+        for number, (name, config, state) in enumerate(zip(stages, stages.values(), states, strict=True), 1):
+            model, title = Path(config.output) / "model", f"stage {number} of {len(stages)}, {name}"
             if resume and state == "finished":
                 processes.on_first(lambda config=config: _check_finished(config))  # type: ignore[misc]
                 if processes.is_first and not quiet:
-                    Console(stderr=True).print(f"{name} is finished: {model}", soft_wrap=True)
+                    Console(stderr=True).print(f"{title}: finished, {model}", soft_wrap=True)
                 continue
-            train(config, resume=resume and state != "new", quiet=quiet, title=name, plugins=plugins)
+            train(config, resume=resume and state != "new", quiet=quiet, title=title, plugins=plugins)
     return model
 
 

