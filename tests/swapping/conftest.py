@@ -41,12 +41,15 @@ class Option:
     width: int = WIDTH  # of an encoder: C; of a tokenizer: of the vectors that its codes are embedded by
     codes: int = 1  # of a tokenizer: S, codes of a position; of a head: how many it can predict
     keeps: bool = True  # of an adaptor: each feature its own position
+    squares: bool = False  # of an encoder: images in native sizes, with a position for each patch
     beside: tuple[str, ...] = ()  # further overrides
 
 
-def hf_vision(family: str, more: str) -> Option:
+def hf_vision(family: str, more: str, *, native: bool = False) -> Option:
     sizes = "hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 48"
-    return Option(f"{{name: hf-vision, config: {{model_type: {family}, {sizes}, patch_size: 8, {more}}}}}")
+    config = f"config: {{model_type: {family}, {sizes}, patch_size: 8, {more}}}"
+    pixels = f", pixels: {{height: {SIDE}, width: {SIDE}, resize: native, multiple: 8}}" if native else ""
+    return Option(f"{{name: hf-vision, {config}{pixels}}}", squares=native)
 
 
 def hf(family: str, more: str = "") -> Option:
@@ -72,6 +75,7 @@ ENCODERS = {
     ),
     "vit": Option("{name: vit, feature_dim: 32, layers: 1, heads: 2, stem: [8, 16, 32]}"),
     "siglip2": hf_vision("siglip2_vision_model", "num_patches: 16"),
+    "siglip2-native": hf_vision("siglip2_vision_model", "num_patches: 16", native=True),
     "clip": hf_vision("clip_vision_model", f"image_size: {SIDE}"),
     "dinov2": hf_vision("dinov2", f"image_size: {SIDE}"),
     "dinov2-registers": hf_vision("dinov2_with_registers", f"image_size: {SIDE}"),
@@ -215,7 +219,12 @@ def several_codes_need_a_head_for_several(tokenizer: Option, head: Option) -> bo
     return tokenizer.codes <= head.codes
 
 
+def a_position_for_each_patch_needs_an_adaptor_that_keeps_them(encoder: Option, adaptor: Option) -> bool:
+    return adaptor.keeps or not encoder.squares or "perceiver" in adaptor.words
+
+
 RULES: tuple[Rule, ...] = (
+    a_position_for_each_patch_needs_an_adaptor_that_keeps_them,
     nothing_to_do_needs_equal_widths,
     two_halves_need_an_even_width,
     codes_need_the_backbones_width_where_nothing_is_done,

@@ -37,12 +37,14 @@ def graph_inputs(model: JanusModel) -> dict[str, Arrays]:
     """Inputs of graphs other than the backbone's, of more rows and images than they are traced with."""
     chance, path, spec = np.random.default_rng(0), model.generation, model.understanding.encoder.pixels
     rows, images = 6, 3
+    side = spec.multiple
+    size = (spec.height, spec.width) if side is None else (3 * side, 5 * side)
     hidden = chance.standard_normal((rows, model.backbone.hidden_size), np.float32)
     drawn = chance.integers(0, 256, (images, 3, path.height, path.width), np.uint8)
     codes = path.targets(torch.from_numpy(drawn)).numpy()
     one = {"temperature": np.array(0.7, np.float32)}
     return {
-        "understand": {"pixels": chance.integers(0, 256, (images, 3, spec.height, spec.width), np.uint8)},
+        "understand": {"pixels": chance.integers(0, 256, (images, 3, *size), np.uint8)},
         "embed": {"tokens": chance.integers(0, model.backbone.vocab_size, (rows, 5))},
         "sample_text": {
             "hidden": hidden,
