@@ -56,13 +56,17 @@ class PixelSpec:
     With ``resize: native``, each image keeps its aspect ratio and has a size of its own: the largest whose
     sides are multiples of ``multiple`` and whose area is at most ``height`` x ``width``. As many positions
     as there are squares of ``multiple`` pixels follow, unless the adaptor makes the same number of all.
+
+    With ``resize: tiles``, an image is read in up to ``max_tiles`` parts of ``height`` x ``width``, and once
+    more as a whole; each takes the positions of an image.
     """
 
     height: int = 384  # of the encoder's input, in pixels; native: of the largest square one
     width: int = 384  # of the encoder's input, in pixels; native: of the largest square one
-    # Fit inside, fill and cut, distort, or a size of its own.
-    resize: Literal["letterbox", "crop", "stretch", "native"] = "letterbox"
+    # Fit inside, fill and cut, distort, a size of its own, or cut into parts.
+    resize: Literal["letterbox", "crop", "stretch", "native", "tiles"] = "letterbox"
     multiple: int | None = None  # native: the side of a position, in pixels
+    max_tiles: int | None = None  # tiles: most parts of an image
     normalize: bool = True  # (x - mean) / std, with x in [0, 1]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of red, green, blue
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of red, green, blue
@@ -78,24 +82,38 @@ class PixelSpec:
             if len(values) != 3 or not all(0 <= value <= 1 and (value or not is_std) for value in values):
                 limits = "above 0, at most 1" if is_std else "from 0 to 1"
                 errors.append(f"{name}: {values}; expected three numbers {limits}, for pixels from 0 to 1.")
-        errors += self._errors_of_multiple()
+        errors += self._errors_of_options()
         if errors:
             raise ValueError("\n".join(errors))
 
-    def _errors_of_multiple(self) -> list[str]:
-        if self.resize != "native":
-            no_effect = (
-                f"multiple: found {self.multiple}; it has no effect unless resize is native: leave it out."
+    def _errors_of_options(self) -> list[str]:
+        """Return errors of the options that belong to one way to resize."""
+        errors = []
+        for name, value, resize, meaning in (
+            (
+                "multiple",
+                self.multiple,
+                "native",
+                "the side of a position in pixels: a patch, or several merged",
+            ),
+            ("max_tiles", self.max_tiles, "tiles", "the most parts of an image"),
+        ):
+            if self.resize != resize and value is not None:
+                errors.append(
+                    f"{name}: found {value}; it has no effect unless resize is {resize}: leave it out."
+                )
+            if self.resize == resize and (value is None or value < 1):
+                errors.append(f"{name}: found {value}; expected {meaning}, because resize is {resize}.")
+        if not errors and self.multiple and (self.height % self.multiple or self.width % self.multiple):
+            errors.append(
+                f"multiple: found {self.multiple}; expected a divisor of {self.height} and {self.width}."
             )
-            return [] if self.multiple is None else [no_effect]
-        if self.multiple is None or self.multiple < 1:
-            return [
-                f"multiple: found {self.multiple}; expected the side of a position in pixels (that of a"
-                " patch, times what the adaptor merges), because resize is native."
-            ]
-        if self.height % self.multiple or self.width % self.multiple:
-            return [f"multiple: found {self.multiple}; expected a divisor of {self.height} and {self.width}."]
-        return []
+        return errors
+
+    @property
+    def most_images(self) -> int:
+        """The most images that an encoder reads of an image: its tiles and the whole, or one."""
+        return self.max_tiles + 1 if self.max_tiles is not None and self.max_tiles > 1 else 1
 
 
 class UnderstandingEncoder(Protocol):

@@ -206,7 +206,8 @@ def _check_context(model: JanusModel) -> None:
             check_context(build_processor(model, source))
         return
     sizes = processor_sizes(model)
-    input_tokens, target_tokens = sizes["image_tokens"], sizes["drawing"].num_tokens
+    input_tokens = sizes["image_tokens"] * sizes["pixels"].most_images
+    target_tokens = sizes["drawing"].num_tokens
     for positions, reserved in ((1, target_tokens), (input_tokens + 2, 0)):
         check_context_length(positions, model.backbone.context, reserved=reserved, image_tokens=input_tokens)
 

@@ -16,17 +16,47 @@ BICUBIC = Image.Resampling.BICUBIC  # Pillow's always filters over the whole foo
 
 
 def understanding_pixels(image: Image.Image, spec: PixelSpec) -> NDArray[np.uint8]:
-    """Return the pixels (3, H, W) of an image input in RGB, of the spec's size or, native, of its own."""
+    """Return the pixels (3, H, W) of an RGB image, whole, in the spec's size or, native, in its own."""
     if spec.resize == "letterbox":
         return _channels_first(_letterbox(image, spec))
     if spec.resize == "crop":
         return _channels_first(_cover(image, spec.height, spec.width))
-    if spec.resize == "stretch":
+    if spec.resize in ("stretch", "tiles"):
         return _channels_first(image.resize((spec.width, spec.height), BICUBIC))
     if spec.resize == "native":
         height, width = native_size(image.height, image.width, spec)
         return _channels_first(image.resize((width, height), BICUBIC))
-    raise ValueError(f"resize must be letterbox, crop, stretch or native, not {spec.resize!r}")
+    raise ValueError(f"resize must be letterbox, crop, stretch, native or tiles, not {spec.resize!r}")
+
+
+def encoder_inputs(image: Image.Image, spec: PixelSpec) -> list[NDArray[np.uint8]]:
+    """Return what the encoder reads of an image input in RGB, each (3, H, W): the image, or tiles and it."""
+    whole = understanding_pixels(image, spec)
+    rows, columns = tile_grid(image.height, image.width, spec)
+    if rows * columns == 1:
+        return [whole]
+    canvas = image.resize((columns * spec.width, rows * spec.height), BICUBIC)
+    corners = [(x * spec.width, y * spec.height) for y in range(rows) for x in range(columns)]
+    tiles = [canvas.crop((x, y, x + spec.width, y + spec.height)) for x, y in corners]
+    return [*map(_channels_first, tiles), whole]
+
+
+def tile_grid(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
+    """Return into how many rows and columns of tiles an image is cut; (1, 1) without tiles.
+
+    The rule is InternVL 1.5's ("How far are we to GPT-4V?", section 3.2): of all grids of up to ``max_tiles``
+    tiles, that whose aspect ratio is nearest; of equal ones the larger, if the image has more than half of
+    its pixels. InternVL also reads the whole image last.
+    """
+    most = spec.max_tiles or 1
+    grids = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
+    best, nearest = (1, 1), float("inf")
+    for rows, columns in sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[1])):
+        distance = abs(width / height - columns * spec.width / (rows * spec.height))
+        is_filled = width * height > 0.5 * rows * columns * spec.width * spec.height
+        if distance < nearest or (distance == nearest and is_filled):
+            best, nearest = (rows, columns), distance
+    return best
 
 
 def native_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:

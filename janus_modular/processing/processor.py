@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -273,15 +274,7 @@ class Processor:
         """When an answer ends: at EOS, at the template's end of a turn, or at the user's role."""
         messages = [Message("user", [Text("a")]), Message("assistant", [Text("b")])]
         spans = [segment.span for segment in self._segment_builder().conversation(messages)]
-        answer = max(i for i, span in enumerate(spans) if span.text == "b")
-        after = next((span for span in spans[answer + 1 :] if span.text.strip()), None)
-        ends = [after.text] if after and after.special else []
-        strings = [self.tokenizer.names["eos"], *ends, *self.template.stop_strings]
-        ids = {s: self.tokenizer.core.token_to_id(s) for s in strings if s}
-        return StopRule(
-            tuple(dict.fromkeys(id for id in ids.values() if id is not None)),
-            tuple(s for s, id in ids.items() if id is None),
-        )
+        return StopRule.after("b", spans, self.tokenizer, self.template.stop_strings)
 
     def stream(self, stop: Sequence[str] = ()) -> TextStream:
         """Return a stream that turns the tokens of one answer into text; ``stop`` strings end it too."""
@@ -381,22 +374,24 @@ class Processor:
         drawing = self.drawing
         encoded = self.tokenizer.encode([segment.span for segment in segments])
         check_answer_starts(self.tokenizer, encoded, segments)
-        pixels = input_pixels(segments, self.pixels)
-        grids = [self.image_grid(*image.shape[1:]) for image in pixels]
+        inputs = input_pixels(segments, self.pixels)
+        grids = [[self.image_grid(*image.shape[1:]) for image in images] for images in inputs]
         sequence = build_sequence(
             encoded,
             segments,
             bos=self.tokenizer.special_id("bos") if bos else None,
-            input_counts=[rows * columns for rows, columns in grids],
+            input_counts=[[rows * columns for rows, columns in of_image] for of_image in grids],
             drawing_tokens=drawing.num_tokens if drawing else 0,
         )
         if check_length and self.context is not None:
+            tokens = self.image_tokens * self.pixels.most_images
             check_context_length(
-                len(sequence), self.context, reserved=reserved, image_tokens=self.image_tokens, source=source
+                len(sequence), self.context, reserved=reserved, image_tokens=tokens, source=source
             )
         size = (drawing.height, drawing.width) if drawing else None
         sequence = with_targets(sequence, segments, size, self.encoded)
-        ids = self.positions.ids(sequence, grids) if self.positions else None
+        pixels = [image for images in inputs for image in images]
+        ids = self.positions.ids(sequence, [*chain(*grids)]) if self.positions else None
         together = image_blocks(sequence) if self.together else None
         return replace(
             sequence, source=source, understanding_pixels=pixels, position_ids=ids, together=together

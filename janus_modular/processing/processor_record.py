@@ -15,11 +15,14 @@ from janus_modular.positions import POSITION_AXES, PositionRule
 from janus_modular.suggest import did_you_mean
 
 T = TypeVar("T")
+OF_RESIZE = {"multiple", "max_tiles"}
+"""Keys of pixels that only some ways to resize have."""
+
 # Older files lack these keys.
 OPTIONAL = {
     "hidden_condition",
     "image_tokens_follow_size",
-    "multiple",
+    *OF_RESIZE,
     "positions",
     "template_variables",
     "together",
@@ -47,12 +50,10 @@ class Drawing:
 
 
 def pixels_to_dict(pixels: PixelSpec) -> dict[str, Any]:
-    """Return the entry of a `PixelSpec` in processor.json; ``multiple`` is there only in native sizes."""
+    """Return the entry of a `PixelSpec` in processor.json, without options of other ways to resize."""
     values = asdict(pixels)
     values |= {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-    if pixels.multiple is None:
-        del values["multiple"]
-    return values
+    return {name: value for name, value in values.items() if name not in OF_RESIZE or value is not None}
 
 
 @dataclass

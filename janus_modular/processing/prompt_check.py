@@ -63,7 +63,7 @@ def check_context(processor: Processor) -> None:
     if processor.drawing is not None:
         processor.draw_prompt("a")
     if processor.context is not None:
-        image_tokens = processor.image_tokens
+        image_tokens = processor.image_tokens * processor.pixels.most_images
         framed = image_tokens + 2  # begin-of-image, end-of-image
         check_context_length(framed, processor.context, reserved=0, image_tokens=image_tokens)
 

@@ -13,7 +13,7 @@ from janus_modular.errors import PromptError
 from janus_modular.foreign import printable
 from janus_modular.interfaces import PixelSpec
 from janus_modular.processing.image_io import open_image
-from janus_modular.processing.image_transforms import generation_pixels, understanding_pixels
+from janus_modular.processing.image_transforms import encoder_inputs, generation_pixels
 from janus_modular.processing.prompt_segments import PromptSegment
 from janus_modular.processing.text_tokenizer import Encoded
 from janus_modular.sequence import IGNORE_INDEX, EncodedSpec, ImageInput, ImageTarget
@@ -25,13 +25,14 @@ def build_sequence(
     segments: Sequence[PromptSegment],
     *,
     bos: int | None,
-    input_counts: Sequence[int],
+    input_counts: Sequence[Sequence[int]],
     drawing_tokens: int,
 ) -> TokenSequence:
     """Return the sequence of encoded segments, without pixels.
 
-    Image inputs take ``input_counts`` positions, in order, an image target ``drawing_tokens``. A token is
-    supervised if any of its characters is. The label of a position is the token that follows it.
+    An image input takes ``input_counts`` positions, in order: those of each of its tiles. An image target
+    takes ``drawing_tokens``. A token is supervised if any of its characters is. The label of a position is
+    the token that follows it.
     """
     is_input = np.array([isinstance(segment.image, ImageInput) for segment in segments], np.bool_)
     is_target = np.array([isinstance(segment.image, ImageTarget) for segment in segments], np.bool_)
@@ -39,7 +40,7 @@ def build_sequence(
     supervised_before = np.cumsum([0, *(segment.supervised for segment in segments)])
     supervised = supervised_before[encoded.last + 1] > supervised_before[encoded.first]  # (tokens,)
     counts_of_segments = np.where(is_target, drawing_tokens, 1)
-    counts_of_segments[is_input] = input_counts
+    counts_of_segments[is_input] = [sum(counts) for counts in input_counts]
     counts = counts_of_segments[encoded.first]
     segment_of = np.repeat(encoded.first, counts)  # (T,), without BOS
     first_ids = np.array([] if bos is None else [bos], np.int64)
@@ -52,19 +53,19 @@ def build_sequence(
         tokens,
         labels,
         understanding_mask=np.concatenate([not_bos, is_input[segment_of]]),
-        understanding_counts=list(input_counts),
+        understanding_counts=[count for counts in input_counts for count in counts],
         generation_mask=np.concatenate([not_bos, is_target[segment_of]]),
     )
 
 
-def input_pixels(segments: Sequence[PromptSegment], spec: PixelSpec) -> list[NDArray[np.uint8]]:
-    """Return the pixels (3, H, W) of each image input.
+def input_pixels(segments: Sequence[PromptSegment], spec: PixelSpec) -> list[list[NDArray[np.uint8]]]:
+    """Return the pixels of each image input: of the image, or of its tiles, each (3, H, W).
 
     Raises:
         ImageError: an image is damaged, or too large.
     """
     inputs = [segment.image for segment in segments if isinstance(segment.image, ImageInput)]
-    return [understanding_pixels(open_image(image.image), spec) for image in inputs]
+    return [encoder_inputs(open_image(image.image), spec) for image in inputs]
 
 
 def with_targets(

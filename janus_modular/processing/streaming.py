@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from janus_modular.processing.text_tokenizer import TextTokenizer
+from janus_modular.processing.text_tokenizer import TextSpan, TextTokenizer
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for an incomplete or invalid character
 
@@ -15,6 +16,24 @@ class StopRule:
 
     ids: tuple[int, ...]
     strings: tuple[str, ...] = ()
+
+    @classmethod
+    def after(
+        cls, text: str, spans: Sequence[TextSpan], tokenizer: TextTokenizer, stop_strings: Sequence[str]
+    ) -> StopRule:
+        """Return a template's rule, for the spans of a conversation whose last answer is ``text``.
+
+        An answer ends at EOS, before the template's stop strings, and at the special token behind the answer.
+        """
+        answer = max(i for i, span in enumerate(spans) if span.text == text)
+        behind = next((span for span in spans[answer + 1 :] if span.text.strip()), None)
+        ends = [behind.text] if behind and behind.special else []
+        strings = [tokenizer.names["eos"], *ends, *stop_strings]
+        ids = {string: tokenizer.core.token_to_id(string) for string in strings if string}
+        return cls(
+            tuple(dict.fromkeys(id for id in ids.values() if id is not None)),
+            tuple(string for string, id in ids.items() if id is None),
+        )
 
 
 class TextStream:

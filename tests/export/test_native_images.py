@@ -63,6 +63,17 @@ def test_a_bundle_reads_images_in_their_own_sizes_as_torch_does(name: str, tmp_p
         assert answer.usage == expected.chat("what?", images, max_tokens=8).usage
 
 
+def test_a_bundle_reads_tiles_as_torch_does(tmp_path: Path) -> None:
+    pixels = "understanding.encoder.pixels={height: 32, width: 32, resize: tiles, max_tiles: 4}"
+    checkpoint = saved(tmp_path / "model", pixels)
+    bundle = export(checkpoint, tmp_path / "bundle", ExportConfig(variants=["fp32"]))
+    assert verify(bundle, checkpoint)[0].passed
+    expected, actual = (Janus.from_pretrained(folder, device="cpu") for folder in (checkpoint, bundle))
+    answer = actual.chat("what?", IMAGES[:3], max_tokens=8)
+    assert answer == expected.chat("what?", IMAGES[:3], max_tokens=8)
+    assert answer.usage.prompt_image_tokens == 16 * (4 + 4 + 1)  # 1 x 3 and 3 x 1 tiles, and the wholes
+
+
 def test_a_resampler_makes_as_many_positions_of_every_size(tmp_path: Path) -> None:
     adaptor = (
         "understanding.adaptor={name: perceiver, queries: 5, layers: 1, heads: 2, kv_heads: 1, head_dim: 8}"

@@ -81,6 +81,12 @@ class SigmoidContrastive(nn.Module):
         self.text: Backbone = build(config.text)
         if isinstance(self.text, DeclaresPositions) and self.text.position_axes:
             raise ValueError(f"text: '{config.text.name}' needs position ids on several axes; choose another")
+        if model.understanding.encoder.pixels.resize == "native":
+            raise ValueError(
+                "understanding.encoder.pixels.resize: found native; expected letterbox, crop or stretch,"
+                " since the images of a step are compared in one batch. An encoder that was trained so reads"
+                " native sizes too"
+            )
         feature_dim = model.understanding.encoder.feature_dim
         dim = config.embedding_dim or feature_dim
         self.image_projection = nn.Linear(feature_dim, dim, bias=False)

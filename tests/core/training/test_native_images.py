@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from janus_modular import ConfigError
 from janus_modular.checkpoints import ModelAssembly
 from janus_modular.janus import Janus
 from janus_modular.model.batch import MixedImages
@@ -21,6 +22,7 @@ from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.train import train
 
 from .conftest import Make
+from .objective_configs import CONTRASTIVE, MakeStage
 from .test_processes import Ranks, gradients
 
 PIXELS = {"height": 32, "width": 32, "resize": "native", "multiple": 8}
@@ -93,3 +95,10 @@ def test_a_step_of_two_processes_is_that_of_one(
                 # as in test_processes.py: 1e-6 of the gradient's scale
                 limit = 1e-6 * max(np.abs(expected).max(), 1)
                 assert np.abs(got[name] - expected).max() <= limit, name
+
+
+def test_the_contrastive_objective_refuses_images_of_several_sizes(make_stage: MakeStage) -> None:
+    pixels = "model.understanding.encoder.pixels={height: 32, width: 32, resize: native, multiple: 8}"
+    config = make_stage(CONTRASTIVE, pixels, "learn=[understanding.encoder]")
+    with pytest.raises(ConfigError, match="resize: found native; expected letterbox, crop or stretch"):
+        train(config, quiet=True)
