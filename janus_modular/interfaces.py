@@ -63,8 +63,9 @@ class PixelSpec:
 
     height: int = 384  # of the encoder's input, in pixels; native: of the largest square one
     width: int = 384  # of the encoder's input, in pixels; native: of the largest square one
-    # Fit inside, fill and cut, distort, a size of its own, or cut into parts.
-    resize: Literal["letterbox", "crop", "stretch", "native", "tiles"] = "letterbox"
+    resize: Literal["letterbox", "crop", "stretch", "native", "tiles"] = (
+        "letterbox"  # fit inside, fill and cut, distort, a size of its own, or cut into parts
+    )
     multiple: int | None = None  # native: the side of a position, in pixels
     max_tiles: int | None = None  # tiles: most parts of an image
     normalize: bool = True  # (x - mean) / std, with x in [0, 1]

@@ -43,10 +43,10 @@ class PositionRule:
         is_image = sequence.understanding_mask
         if grids is None:
             grids = [self.grid] * (int(is_image.sum()) // (self.grid[0] * self.grid[1]))
-        places = [np.divmod(np.arange(rows * columns), columns) for rows, columns in grids]
+        coordinates = [np.divmod(np.arange(rows * columns), columns) for rows, columns in grids]
         inside = {
-            "height": np.concatenate([place[0] for place in places] or [np.zeros(0, np.int64)]),
-            "width": np.concatenate([place[1] for place in places] or [np.zeros(0, np.int64)]),
+            "height": np.concatenate([row for row, _ in coordinates] or [np.zeros(0, np.int64)]),
+            "width": np.concatenate([column for _, column in coordinates] or [np.zeros(0, np.int64)]),
         }
         advance = (~is_image).astype(np.int64)  # of the id at the next position
         ends = np.flatnonzero(is_image)[np.cumsum([rows * columns for rows, columns in grids], dtype=int) - 1]

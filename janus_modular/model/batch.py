@@ -21,10 +21,10 @@ class MixedImages:
     """Images of several sizes, in groups of one size each."""
 
     groups: list[Tensor]  # each (n, 3, H, W) uint8
-    places: list[tuple[int, int]]  # of each image, in order: its group, and its index there
+    group_index: list[tuple[int, int]]  # of each image, in order: its group, and its number there
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.group_index)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MixedImages:
         """Return the images on another device."""
@@ -32,7 +32,7 @@ class MixedImages:
 
     def joined(self, features: Many[Tensor]) -> Tensor:
         """Return the features (M, D) of all images in their order, for those (n, P, D) of each group."""
-        return torch.cat([features[group][index] for group, index in self.places])
+        return torch.cat([features[group][index] for group, index in self.group_index])
 
 
 @dataclass
@@ -213,9 +213,9 @@ def _stack_mixed(images: list[NDArray[np.uint8]]) -> Tensor | MixedImages | None
     if len(sizes) < 2:
         return _stack(images)
     groups: list[list[NDArray[np.uint8]]] = [[] for _ in sizes]
-    places = []
+    group_index = []
     for image in images:
         number = sizes.index(image.shape)
-        places.append((number, len(groups[number])))
+        group_index.append((number, len(groups[number])))
         groups[number].append(image)
-    return MixedImages([torch.from_numpy(np.stack(group)) for group in groups], places)
+    return MixedImages([torch.from_numpy(np.stack(group)) for group in groups], group_index)

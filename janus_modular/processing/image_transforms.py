@@ -73,8 +73,8 @@ def native_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
         count = _largest_count(side, across, most)
         if not count:
             continue
-        other = -(-across * count // side)
-        candidate = (count, other) if is_height else (other, count)
+        count_across = -(-across * count // side)
+        candidate = (count, count_across) if is_height else (count_across, count)
         if candidate[0] * candidate[1] > rows * columns:
             rows, columns = candidate
     return rows * multiple, columns * multiple
