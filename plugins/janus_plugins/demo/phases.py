@@ -97,9 +97,9 @@ class Demo:
             section["pretrained"] = str(folder)
         return cast(dict[str, Any], model)
 
-    def _stage(self, config: TrainConfig, place: str) -> Path:
+    def _stage(self, config: TrainConfig, numbering: str) -> Path:
         output = Path(config.output)
-        title = f"{place}, {output.name}"
+        title = f"{numbering}, {output.name}"
         if (output / "model").is_dir():
             return output / "model"
         resume = newest_checkpoint(output) is not None
