@@ -172,7 +172,7 @@ def occurrences(prompts: Many[Sequence]) -> list[int]:
     for prompt in prompts:
         digest = sha256(prompt.tokens.tobytes())
         for pixels in [*prompt.understanding_pixels, *prompt.generation_images]:
-            digest.update(pixels.tobytes())
+            digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
         numbers.append(seen[digest.digest()])
         seen[digest.digest()] += 1
     return numbers

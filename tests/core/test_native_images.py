@@ -20,6 +20,7 @@ from janus_modular.model.batch import MixedImages, collate
 from janus_modular.model.build import build_model
 from janus_modular.positions import PositionRule
 from janus_modular.processing.image_transforms import understanding_pixels
+from janus_modular.sequence import occurrences
 from janus_modular.serving import AnswerRequest, Engine
 from janus_modular.training.bad_samples import cut
 from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
@@ -147,6 +148,13 @@ def test_encoders_of_one_size_refuse_images_in_their_own() -> None:
     config = resolve(load("model/tiny", [f"understanding.encoder={joined}"]), ModelConfig)
     with pytest.raises(ConfigError, match=r"joined: found an encoder with pixels\.resize native"):
         build_model(config, on_meta=True)
+
+
+def test_images_of_equal_bytes_and_another_shape_are_other_prompts(janus: Janus) -> None:
+    wide, tall = Image.new("RGB", (60, 20)), Image.new("RGB", (20, 60))
+    prompts = [janus.processor.sequence(conversation(image)) for image in (wide, tall, wide)]
+    assert prompts[0].tokens.tolist() == prompts[1].tokens.tolist()
+    assert occurrences(prompts) == [0, 0, 1]
 
 
 def test_a_saved_model_reads_images_in_the_same_sizes(janus: Janus, tmp_path: Path) -> None:

@@ -37,9 +37,7 @@ def settings(data: Path) -> dict[str, Any]:
     return {"model__understanding__encoder__pixels": PIXELS}
 
 
-def test_a_run_learns_and_its_dry_run_describes_it(
-    make: Make, settings: dict[str, Any], metrics: Any
-) -> None:
+def test_a_run_learns(make: Make, settings: dict[str, Any], metrics: Any) -> None:
     config = make(**settings, schedule__steps=12)
     console = Console(record=True, width=200)
     dry_run(config, default_plugins(), console)
