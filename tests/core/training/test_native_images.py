@@ -37,7 +37,7 @@ def settings(data: Path) -> dict[str, Any]:
     return {"model__understanding__encoder__pixels": PIXELS}
 
 
-def test_a_run_learns(make: Make, settings: dict[str, Any], metrics: Any) -> None:
+def test_training_lowers_the_loss(make: Make, settings: dict[str, Any], metrics: Any) -> None:
     config = make(**settings, schedule__steps=12)
     console = Console(record=True, width=200)
     dry_run(config, default_plugins(), console)
