@@ -106,12 +106,20 @@ def _pixel_settings(settings: Mapping[str, Any], folder: Path | None) -> dict[st
         spec["resize"] = "letterbox"
         if settings.get("background_color") is not None:
             spec["fill"] = tuple(settings["background_color"])
+    if (patches := settings.get("max_num_patches")) is not None:  # SigLIP 2 NaFlex
+        spec |= _native_size(patches, settings["patch_size"])
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
     if size is not None:
         spec["height"], spec["width"] = pair(size)
     PixelSpec(**spec)  # checks the values
     return spec
+
+
+def _native_size(patches: int, side: int) -> dict[str, Any]:
+    """Return PixelSpec's fields for images in native sizes, of up to so many patches of ``side`` pixels."""
+    rows = next(rows for rows in range(math.isqrt(patches), 0, -1) if patches % rows == 0)
+    return {"resize": "native", "multiple": side, "height": rows * side, "width": patches // rows * side}
 
 
 def _unsupported(settings: Mapping[str, Any]) -> list[str]:

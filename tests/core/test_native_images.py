@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from transformers import Qwen2VLConfig, Qwen2VLModel, Siglip2VisionConfig, Siglip2VisionModel
-from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
+from transformers.models.siglip2.image_processing_pil_siglip2 import (
+    Siglip2ImageProcessorPil,
+    convert_image_to_patches,
+)
 
 from janus_modular import ConfigError, ImageInput, ImageTarget, Message, PixelSpec, Sample, Sequence, Text
 from janus_modular.checkpoints import ModelAssembly
@@ -19,7 +22,7 @@ from janus_modular.janus import Janus
 from janus_modular.model.batch import MixedImages, collate
 from janus_modular.model.build import build_model
 from janus_modular.positions import PositionRule
-from janus_modular.processing.image_transforms import understanding_pixels
+from janus_modular.processing.image_transforms import native_size, understanding_pixels
 from janus_modular.sequence import occurrences
 from janus_modular.serving import AnswerRequest, Engine
 from janus_modular.training.bad_samples import cut
@@ -105,6 +108,22 @@ def test_features_are_siglip2s_at_three_sizes_in_one_batch(janus: Janus) -> None
             features = encoder(torch.from_numpy(image)[None] / 127.5 - 1)[0]
             # 1e-5: float32, of layer norms' outputs of about 1
             torch.testing.assert_close(features, expected[i, : len(features)], rtol=0, atol=1e-5)
+
+
+def test_a_folder_of_naflex_is_read_as_its_processor_does(tmp_path: Path) -> None:
+    keys = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = Siglip2VisionModel(
+        Siglip2VisionConfig(**keys, patch_size=8, num_patches=16, vision_use_head=False)
+    )
+    model.save_pretrained(tmp_path)
+    processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=24)
+    processor.save_pretrained(tmp_path)
+    encoder = HfVisionEncoder(HfVisionConfig(pretrained=str(tmp_path)))
+    spec = encoder.pixels
+    assert (spec.resize, spec.multiple, spec.height * spec.width) == ("native", 8, 24 * 64)
+    shapes = processor(images=[WIDE, TALL, SQUARE], return_tensors="np")["spatial_shapes"].tolist()
+    sizes = [native_size(image.height, image.width, spec) for image in (WIDE, TALL, SQUARE)]
+    assert [[height // 8, width // 8] for height, width in sizes] == shapes
 
 
 def test_answers_of_an_engine_are_those_alone_with_a_prefix_cache(janus: Janus) -> None:

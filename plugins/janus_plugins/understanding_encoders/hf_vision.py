@@ -52,7 +52,7 @@ HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 FAMILIES: dict[str, dict[str, Any]] = {  # how each family's own processor treats images, by model_type
     "clip_vision_model": {"resize": "crop", **CLIP},
     "siglip_vision_model": {"resize": "stretch", **HALVES},
-    "siglip2_vision_model": {"resize": "stretch", **HALVES},  # NaFlex's keeps their ratio: see the docs
+    "siglip2_vision_model": {"resize": "stretch", **HALVES},  # NaFlex's processor file says native
     "dinov2": {"resize": "crop", **IMAGENET},
     "dinov2_with_registers": {"resize": "crop", **IMAGENET},
     "dinov3_vit": {"resize": "stretch", **IMAGENET},
