@@ -100,7 +100,10 @@ def _reason(error: Exception, operator: str | None) -> str:
     if isinstance(error, JanusError):
         return f"raises: {error}"
     if fixed := re.match(r"Constraints violated \((.*?)\)", message):
-        return f"fixes the length of {fixed[1]}, which is dynamic: read it from the input's shape"
+        return (
+            f"fixes the length of {fixed[1]}, which is dynamic: read it from the input's shape (x.shape[0];"
+            " len(x) is a fixed number)"
+        )
     if isinstance(error, DATA_DEPENDENT):
         return (
             f"has control flow or shapes that depend on values of tensors ({message}), which a graph cannot"
