@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
 
 from janus_export.bundle.contract import MAGNITUDE
-from janus_export.bundle.modes import UNDERSTANDING_GRAPH
 from janus_export.errors import ExportError
 from janus_export.reference.compare import CLOSE, compare_outputs, distance
 from janus_export.reference.prompts import images
@@ -126,16 +126,21 @@ def compare_calls(
     graph = target.reference.graphs.get(name)
     role: GraphRole | None = "sample" if name == "sample_text" else graph.role if graph else None
     names = [spec["name"] for spec in specs]
-    want: list[Sequence[Array]] = [call.outputs for call in calls]
-    if name == UNDERSTANDING_GRAPH:  # images in native sizes have different numbers of positions
-        got, want = _by_position(got), _by_position(want)
+    shapes = [spec["shape"] for spec in specs]
+    got, want = _by_vector(got, shapes), _by_vector([call.outputs for call in calls], shapes)
     precision, floats = target.precision_of(name), target.embeddings_of(name)
     yield from compare_outputs(name, role, names, precision, got, want, floats)
 
 
-def _by_position(calls: Iterable[Sequence[Array]]) -> list[Sequence[Array]]:
-    """Return outputs (N, P, D) of calls as (N * P, D)."""
-    return [[x.reshape(-1, x.shape[-1]) for x in outputs] for outputs in calls]
+def _by_vector(
+    calls: Iterable[Sequence[Array]], shapes: Sequence[Sequence[int | str]]
+) -> list[Sequence[Array]]:
+    """Return outputs of calls with their leading dynamic axes as one, whose lengths differ between calls."""
+    dynamic = [len(list(takewhile(lambda size: isinstance(size, str), shape))) for shape in shapes]
+    return [
+        [x.reshape(-1, *x.shape[axes:]) if axes else x for x, axes in zip(outputs, dynamic, strict=True)]
+        for outputs in calls
+    ]
 
 
 def _as_numbers(x: Array, dtype: str) -> Array:
