@@ -105,10 +105,12 @@ class PixelSpec:
                 )
             if self.resize == resize and (value is None or value < 1):
                 errors.append(f"{name}: found {value}; expected {meaning}, because resize is {resize}.")
-        if not errors and self.multiple and (self.height % self.multiple or self.width % self.multiple):
-            errors.append(
-                f"multiple: found {self.multiple}; expected a divisor of {self.height} and {self.width}."
-            )
+        if not errors and self.multiple:
+            if self.height % self.multiple or self.width % self.multiple:
+                divided = f"{self.height} and {self.width}"
+                errors.append(f"multiple: found {self.multiple}; expected a divisor of {divided}.")
+            elif self.height * self.width == self.multiple**2:
+                errors.append(f"multiple: found {self.multiple}; expected less than the height and width.")
         return errors
 
     @property

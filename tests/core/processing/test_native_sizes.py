@@ -40,6 +40,7 @@ def test_pixels_are_the_whole_image_in_its_size() -> None:
         ({"resize": "native"}, "multiple: found None; expected the side of a position in pixels"),
         ({"resize": "native", "multiple": 0}, "multiple: found 0"),
         ({"resize": "native", "multiple": 15}, "multiple: found 15; expected a divisor of 64 and 64"),
+        ({"resize": "native", "multiple": 64}, "multiple: found 64; expected less than the height and width"),
         ({"resize": "crop", "multiple": 16}, "multiple: found 16; it has no effect unless resize is native"),
     ],
 )
