@@ -197,7 +197,7 @@ def _check_context(model: JanusModel) -> None:
     """
     from janus_modular.checkpoints.assembly import build_processor, processor_sizes, tokenizer_files
     from janus_modular.foreign import path_exists
-    from janus_modular.processing.prompt_check import check_context
+    from janus_modular.processing.prompt_check import check_context, check_image_fits
     from janus_modular.processing.sequence_builder import check_context_length
 
     tokenizer = model.config.processor.tokenizer
@@ -207,9 +207,9 @@ def _check_context(model: JanusModel) -> None:
         return
     sizes = processor_sizes(model)
     input_tokens = sizes["image_tokens"] * sizes["pixels"].most_images
-    target_tokens = sizes["drawing"].num_tokens
-    for positions, reserved in ((1, target_tokens), (input_tokens + 2, 0)):
-        check_context_length(positions, model.backbone.context, reserved=reserved, image_tokens=input_tokens)
+    target_tokens, context = sizes["drawing"].num_tokens, model.backbone.context
+    check_context_length(1, context, reserved=target_tokens, image_tokens=input_tokens)
+    check_image_fits(input_tokens, context)
 
 
 def _check_output(resolved: Any) -> None:

@@ -69,10 +69,17 @@ class Batch:
         return frozenset(self.runs)
 
     @property
+    def input_groups(self) -> list[Tensor]:
+        """The input images, in groups (n, 3, H, W) of one size each."""
+        pixels = self.understanding_pixels
+        if isinstance(pixels, MixedImages):
+            return pixels.groups
+        return [] if pixels is None else [pixels]
+
+    @property
     def runs(self) -> dict[str, int]:
         """How often each path with images runs: the understanding path once for each size of images."""
-        pixels = self.understanding_pixels
-        read = len(pixels.groups) if isinstance(pixels, MixedImages) else int(pixels is not None)
+        read = len(self.input_groups)
         drawn = int(self.generation_pixels is not None or self.generation_encoded is not None)
         return {path: runs for path, runs in {"understanding": read, "generation": drawn}.items() if runs}
 

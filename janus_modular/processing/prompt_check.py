@@ -9,7 +9,6 @@ from PIL import Image
 
 from janus_modular.errors import ConfigError, PromptError
 from janus_modular.processing.processor import Processor
-from janus_modular.processing.sequence_builder import check_context_length
 from janus_modular.sequence import ImageTarget, Message, Text
 
 log = logging.getLogger(__name__)
@@ -63,9 +62,23 @@ def check_context(processor: Processor) -> None:
     if processor.drawing is not None:
         processor.draw_prompt("a")
     if processor.context is not None:
-        image_tokens = processor.image_tokens * processor.pixels.most_images
-        framed = image_tokens + 2  # begin-of-image, end-of-image
-        check_context_length(framed, processor.context, reserved=0, image_tokens=image_tokens)
+        check_image_fits(processor.image_tokens * processor.pixels.most_images, processor.context)
+
+
+def check_image_fits(image_tokens: int, context: int) -> None:
+    """Check that the context holds the longest image input, between begin-of-image and end-of-image.
+
+    Raises:
+        PromptError: the context is shorter.
+    """
+    framed = image_tokens + 2
+    if framed > context:
+        raise PromptError(
+            f"an input image takes {framed:,} positions; the context has {context:,}. Give it a longer"
+            " context (backbone.config.max_position_embeddings of the backbone hf), or fewer positions:"
+            " smaller understanding.encoder.pixels, a lower pixels.max_tiles, or an adaptor such as"
+            " pixel-unshuffle."
+        )
 
 
 def _ends_answers(processor: Processor) -> bool:

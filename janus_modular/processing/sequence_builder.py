@@ -172,7 +172,7 @@ def check_context_length(
         of_source = f" (source {printable(source)!r})" if source else ""
         raise PromptError(
             f"the sequence takes {positions:,} positions{image}; the context has {context:,}{of_source}."
-            f" Shorten the text, or leave out images ({image_tokens + 2} positions for each that is"
-            " read). A model that is trained for it may have a longer context"
+            f" Shorten the text, or leave out images (up to {image_tokens + 2} positions for each that"
+            " is read). A model that is trained for it may have a longer context"
             " (backbone.config.max_position_embeddings of the backbone hf)."
         )

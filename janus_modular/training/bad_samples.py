@@ -85,6 +85,7 @@ def cut(sequence: Sequence, length: int) -> Sequence:
         understanding_mask=sequence.understanding_mask[:end],
         generation_mask=sequence.generation_mask[:end],
         together=None if sequence.together is None else sequence.together[:end],
+        hidden=None if sequence.hidden is None else sequence.hidden[:end],
         position_ids=None if sequence.position_ids is None else sequence.position_ids[:, :end],
         understanding_pixels=sequence.understanding_pixels[:inputs],
         understanding_counts=sequence.input_counts[:inputs],

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from janus_modular.capabilities import AlignsHiddenStates, DeclaresFlops
-from janus_modular.model.batch import Batch, MixedImages
+from janus_modular.model.batch import Batch
 from janus_modular.model.model import JanusModel, stack_positions
 from janus_modular.sequence import IGNORE_INDEX
 
@@ -95,9 +95,8 @@ class FlopCounts:
 
     def _images_read(self, batch: Batch) -> float:
         """Return the number of images of the largest size that have as many pixels as a batch's images."""
-        pixels = batch.understanding_pixels
-        groups = pixels.groups if isinstance(pixels, MixedImages) else [] if pixels is None else [pixels]
-        return sum(len(group) * math.prod(group.shape[-2:]) for group in groups) / self.read_image_pixels
+        pixels = sum(len(group) * math.prod(group.shape[-2:]) for group in batch.input_groups)
+        return pixels / self.read_image_pixels
 
 
 def sequence_lengths(batch: Batch) -> list[int]:

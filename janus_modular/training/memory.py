@@ -78,7 +78,7 @@ def estimate_memory(
                 shards=divided,
                 accumulates=len(batches) > 1,
             )
-            for batch in _largest(batches)
+            for batch in largest_batches(batches)
         ),
         default=0,
     )
@@ -101,13 +101,18 @@ def _kept(
     return build_optimizer(model, optimizer or OptimizerConfig()).state_names()
 
 
-def _largest(batches: Sequence[Batch]) -> list[Batch]:
-    """Return the micro-batches that may need the most: by positions, labels, and images of either kind."""
+def largest_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the micro-batches that may need the most: by positions, labels, pixels read and images drawn."""
     measures: tuple[Callable[[Batch], int], ...] = (
         lambda batch: batch.tokens.numel(),
         lambda batch: int((batch.labels != IGNORE_INDEX).sum()),
-        lambda batch: 0 if batch.understanding_pixels is None else len(batch.understanding_pixels),
+        _pixels_read,
         lambda batch: len(batch.image_seeds),
     )
     chosen = {id(max(batches, key=measure)): max(batches, key=measure) for measure in measures if batches}
     return list(chosen.values())
+
+
+def _pixels_read(batch: Batch) -> int:
+    """Return the number of pixels of a batch's input images, which may have several sizes."""
+    return sum(group.numel() for group in batch.input_groups)

@@ -88,7 +88,7 @@ def test_a_saved_model_reads_the_same_tiles(janus: Janus, tmp_path: Path) -> Non
 def test_a_context_that_does_not_hold_an_image_with_all_tiles_is_an_error() -> None:
     words = [TILES, "backbone.config.max_position_embeddings=64", "processor.system=''"]
     assembly = ModelAssembly.from_config(resolve(load("model/tiny", words), ModelConfig))
-    with pytest.raises(PromptError, match="takes 82 positions; the context has 64"):
+    with pytest.raises(PromptError, match=r"takes 82 positions; the context has 64\..* fewer positions"):
         check_context(assembly.processor)
 
 

@@ -160,12 +160,13 @@ def test_position_ids_of_images_of_several_grids_are_those_of_transformers(text:
     assert np.array_equal(ids, expected[:, 0].numpy())
 
 
-def test_encoders_of_one_size_refuse_images_in_their_own() -> None:
+@pytest.mark.parametrize("option", ["resize: native, multiple: 8", "resize: tiles, max_tiles: 4"])
+def test_encoders_of_one_size_refuse_images_of_several(option: str) -> None:
     vit = "name: vit, feature_dim: 32, layers: 1, heads: 2, stem: [8, 16, 32]"
-    native = "pixels: {height: 32, width: 32, resize: native, multiple: 8}"
-    joined = f"{{name: joined, encoders: [{{{vit}, {native}}}, {{{vit}, {native}}}]}}"
+    pixels = f"pixels: {{height: 32, width: 32, {option}}}"
+    joined = f"{{name: joined, encoders: [{{{vit}, {pixels}}}, {{{vit}, {pixels}}}]}}"
     config = resolve(load("model/tiny", [f"understanding.encoder={joined}"]), ModelConfig)
-    with pytest.raises(ConfigError, match=r"joined: found an encoder with pixels\.resize native"):
+    with pytest.raises(ConfigError, match=r"joined: found an encoder with pixels\.resize (native|tiles)"):
         build_model(config, on_meta=True)
 
 

@@ -31,6 +31,8 @@ ENCODERS = {
     "siglip2": "{name: hf-vision, config: {model_type: siglip2_vision_model, intermediate_size: 64,"
     f" num_patches: 16, {HF}}}, {PIXELS}}}",
     "dinov2": f"{{name: hf-vision, config: {{model_type: dinov2, image_size: 32, {HF}}}, {PIXELS}}}",
+    "dinov3": "{name: hf-vision, config: {model_type: dinov3_vit, image_size: 32, intermediate_size: 64,"
+    f" {HF}}}, {PIXELS}}}",
 }
 NOISE = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
 IMAGES = [Image.fromarray(NOISE[:h, :w]) for h, w in ((20, 60), (70, 25), (33, 33), (5, 80), (19, 58))]

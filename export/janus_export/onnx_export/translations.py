@@ -46,16 +46,28 @@ def split(x: Any, size: int, dim: int = 0) -> list[Any]:
     return split_with_sizes(x, [min(size, length - start) for start in range(0, length, size)], dim)
 
 
-def split_with_sizes(x: Any, sizes: Sequence[int], dim: int = 0) -> list[Any]:
+def split_with_sizes(x: Any, sizes: Sequence[Any], dim: int = 0) -> list[Any]:
     """Lower a split into chunks of these sizes to one Slice each.
 
-    torch's own translation is SplitToSequence, and TensorRT does not support sequences.
+    torch's own translation is SplitToSequence, and TensorRT does not support sequences. A size may be known
+    only when the graph runs, as the number of patches of an image in native size.
     """
-    ends = accumulate(sizes, initial=0)
-    return [
-        op.Slice(x, *(op.Constant(value_ints=[number]) for number in (start, end, dim)))
-        for start, end in pairwise(ends)
-    ]
+    ends = accumulate(sizes, _sum, initial=0)
+    return [op.Slice(x, _vector(start), _vector(end), _vector(dim)) for start, end in pairwise(ends)]
+
+
+def _sum(first: Any, second: Any) -> Any:
+    """Return the sum of two lengths, each a number or a value of the graph."""
+    if isinstance(first, int) and isinstance(second, int):
+        return first + second
+    return op.Add(_vector(first), _vector(second))
+
+
+def _vector(length: Any) -> Any:
+    """Return a length, a number or a value of the graph, as a value of shape (1,)."""
+    if isinstance(length, int):
+        return op.Constant(value_ints=[length])
+    return op.Reshape(length, op.Constant(value_ints=[-1]))
 
 
 Translation = Callable[..., Any]

@@ -62,11 +62,12 @@ class Joined(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.feature_dim: int = sum(encoder.feature_dim for encoder in encoders)
         specs: list[PixelSpec] = [encoder.pixels for encoder in encoders]
-        if "native" in {spec.resize for spec in specs}:
-            raise ConfigError(
-                "joined: found an encoder with pixels.resize native; expected one size of images for all"
-                " encoders: set its pixels.resize to letterbox, crop or stretch"
-            )
+        for resize in ("native", "tiles"):
+            if resize in {spec.resize for spec in specs}:
+                raise ConfigError(
+                    f"joined: found an encoder with pixels.resize {resize}; expected one size of images for"
+                    " all encoders: set its pixels.resize to letterbox, crop or stretch"
+                )
         rules = list(dict.fromkeys(spec.resize for spec in specs))
         if config.resize is None and len(rules) > 1:
             named = ", ".join(f"{self._name(i)}: {spec.resize}" for i, spec in enumerate(specs))

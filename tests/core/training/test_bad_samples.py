@@ -23,6 +23,7 @@ from janus_modular import (
     Text,
     UnsupervisedError,
 )
+from janus_modular.model.batch import collate
 from janus_modular.training.bad_samples import MIN_TOLERATED, BadSample, BadSampleCounter, cut, split
 from janus_modular.training.mixture import Mixture, MixturePhase, SampleRef
 from janus_modular.training.schema import BadSamplesConfig
@@ -199,6 +200,14 @@ def test_a_cut_keeps_whole_images(length: int, kept: int, images: int) -> None:
     assert len(short.generation_images) == len(short.generation_supervised)
     assert short.labels[-1] == IGNORE_INDEX
     assert short.labels[: kept - 1].tolist() == sequence.labels[: kept - 1].tolist()
+
+
+def test_a_cut_sequence_keeps_the_mask_of_its_hidden_prompt() -> None:
+    sequence = with_images(("text", 3), ("draw", 2), ("text", 9))
+    hidden = np.isin(np.arange(len(sequence)), [1, 2, 3])
+    batch = collate([cut(replace(sequence, hidden=hidden), 10)])
+    assert batch.hidden is not None
+    assert batch.hidden[0].tolist() == hidden[:10].tolist()
 
 
 def test_a_cut_may_leave_nothing_supervised() -> None:

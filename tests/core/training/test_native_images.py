@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -17,6 +19,7 @@ from janus_modular.janus import Janus
 from janus_modular.model.batch import MixedImages
 from janus_modular.plugins import default_plugins
 from janus_modular.training.dry_run import dry_run
+from janus_modular.training.memory import largest_batches
 from janus_modular.training.processes import Processes
 from janus_modular.training.run_setup import batch_builder, open_sources
 from janus_modular.training.train import train
@@ -100,3 +103,15 @@ def test_the_contrastive_objective_refuses_images_of_several_sizes(make_stage: M
     config = make_stage(CONTRASTIVE, pixels, "learn=[understanding.encoder]")
     with pytest.raises(ConfigError, match="resize: found native; expected letterbox, crop or stretch"):
         train(config, quiet=True)
+
+
+def test_memory_is_estimated_for_the_batch_with_the_most_pixels(make: Make, settings: dict[str, Any]) -> None:
+    config = make(**settings)
+    assert config.model is not None
+    sources = open_sources(config, default_plugins())
+    assembly = ModelAssembly.from_config(config.model)
+    [batch, *_] = batch_builder(config, sources, assembly.model, assembly.processor).build(0).batches
+    small = MixedImages([torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 16)], [(0, 0), (1, 0)])
+    large = torch.zeros(1, 3, 32, 32)
+    few_pixels, many_pixels = (replace(batch, understanding_pixels=pixels) for pixels in (small, large))
+    assert any(chosen is many_pixels for chosen in largest_batches([few_pixels, many_pixels]))
