@@ -19,6 +19,7 @@ from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
 from janus_modular.janus import Janus
+from janus_modular.processing.image_transforms import encoder_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +37,7 @@ ENCODERS = {
 }
 NOISE = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
 IMAGES = [Image.fromarray(NOISE[:h, :w]) for h, w in ((20, 60), (70, 25), (33, 33), (5, 80), (19, 58))]
+ELONGATED = [Image.fromarray(NOISE[:h, :w]) for h, w in ((80, 4), (4, 80), (80, 6), (70, 10))]
 
 
 def saved(folder: Path, *overrides: str) -> Path:
@@ -63,6 +65,14 @@ def test_a_bundle_reads_images_in_their_own_sizes_as_torch_does(name: str, tmp_p
         answer = actual.chat("what?", images, max_tokens=8)
         assert answer == expected.chat("what?", images, max_tokens=8)
         assert answer.usage == expected.chat("what?", images, max_tokens=8).usage
+    spec = expected.processor.pixels
+    for image in [*IMAGES, *ELONGATED]:  # of one column and of one row, too
+        [pixels] = encoder_inputs(image, spec)
+        with torch.no_grad():
+            read = expected.model.understanding(torch.from_numpy(pixels)[None]).numpy()
+        found = actual.runtime.run("understand", pixels[None])
+        # 1e-4 of the largest: float32 sums in another order
+        assert np.abs(found - read).max() <= 1e-4 * np.abs(read).max(), pixels.shape
 
 
 def test_a_bundle_reads_tiles_as_torch_does(tmp_path: Path) -> None:

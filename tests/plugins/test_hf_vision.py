@@ -15,7 +15,11 @@ from transformers import AutoModel
 
 from janus_export.checks import check_onnx_parity
 from janus_modular import CheckpointError, ConfigError, PixelSpec
-from janus_plugins.understanding_encoders.hf_vision import HfVisionConfig, HfVisionEncoder
+from janus_plugins.understanding_encoders.hf_vision import (
+    HfVisionConfig,
+    HfVisionEncoder,
+    resized_positions,
+)
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 20,
@@ -277,3 +281,17 @@ def test_aimv2_of_native_resolution_has_positions_for_any_grid() -> None:
     native = {"model_type": "aimv2_vision_model", **SIZES, "image_size": 32, "is_native": True}
     encoder = HfVisionEncoder(HfVisionConfig(config=native)).eval()
     assert encoder(torch.randn(1, 3, 48, 24)).shape == (1, 6 * 3, 16)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 6), (4, 4), (7, 3), (1, 16), (16, 2)])
+def test_positions_of_naflex_are_those_of_transformers(grid: tuple[int, int]) -> None:
+    table, count = torch.randn(4, 4, 6), grid[0] * grid[1]
+    expected = resized_positions(table, torch.tensor([grid]), count)  # transformers' own
+    torch.testing.assert_close(resized_positions(table, grid, count), expected, rtol=0, atol=1e-6)
+
+
+def test_positions_of_one_column_are_those_of_one_row_turned() -> None:
+    """torch's antialiased resize of memory in rows gives something else for one column."""
+    table = torch.randn(4, 4, 6)
+    column = resized_positions(table, (9, 1), 9)
+    torch.testing.assert_close(column, resized_positions(table.transpose(0, 1), (1, 9), 9), rtol=0, atol=1e-6)

@@ -12,18 +12,20 @@ import torch
 from janus_export.bundle.contract import MAGNITUDE
 from janus_export.errors import ExportError
 from janus_export.reference.compare import CLOSE, compare_outputs, distance
-from janus_export.reference.prompts import images
+from janus_export.reference.prompts import elongated_images, images
 from janus_export.reference.recording import Array, GraphCall, Run
 from janus_export.reference.target import CheckResult, Reference, VerificationTarget
 from janus_export.runtimes.contract import ReadableCache, ReadsInChunks
 from janus_export.runtimes.memory import Buffer, to_numbers
-from janus_modular import GraphSpec, ImageInput, Message, Runtime, TensorSpec
+from janus_modular import GraphSpec, Runtime, TensorSpec
 from janus_modular.graph_specs import GraphRole
+from janus_modular.processing.image_transforms import encoder_inputs
 
 CHUNK = 5  # positions of a prompt at once
 INPUTS_FROM: dict[GraphRole, GraphRole] = {"encode": "decode", "embed": "encode"}
 """By role of a graph that a sampler need not run: the role whose outputs it takes, in order of need."""
 
+IMAGES = 3  # of one size at once
 POISON = 1e4  # written to masked positions; representable in half precision
 
 
@@ -44,13 +46,13 @@ def graphs(target: VerificationTarget) -> Iterator[CheckResult]:
 
 def readers(reference: Reference) -> dict[str, list[GraphCall]]:
     """Return calls of the graphs that read images and text, with torch's outputs."""
-    model, processor = reference.model, reference.processor
-    prompt = processor.chat_prompt([Message("user", [*map(ImageInput, images(3))])])
+    model, spec = reference.model, reference.processor.pixels
     tokens = np.arange(2 * 7).reshape(2, 7) * 37 % model.backbone.vocab_size
-    sizes = dict.fromkeys(image.shape for image in prompt.understanding_pixels)
-    groups = [
-        np.stack([image for image in prompt.understanding_pixels if image.shape == size]) for size in sizes
-    ]
+    by_size: dict[tuple[int, ...], list[Array]] = {}
+    for image in (*images(IMAGES), *elongated_images()):
+        for pixels in encoder_inputs(image, spec):
+            by_size.setdefault(pixels.shape, []).append(pixels)
+    groups = [np.stack(pixels[:IMAGES]) for pixels in by_size.values()]
     with torch.no_grad():
         features = [model.understanding(torch.from_numpy(pixels)).numpy() for pixels in groups]
         embeddings = model.backbone.embed(torch.from_numpy(tokens)).numpy()

@@ -23,6 +23,12 @@ def images(count: int) -> list[Image.Image]:
     ]
 
 
+def elongated_images() -> list[Image.Image]:
+    """Return images of noise that have one column, or one row, of patches in native size."""
+    noise = np.random.default_rng(9).integers(0, 255, (4, 2000, 3), dtype=np.uint8)
+    return [Image.fromarray(noise), Image.fromarray(np.ascontiguousarray(noise.transpose(1, 0, 2)))]
+
+
 def questions() -> list[list[Message]]:
     """Return three prompts of different lengths: with one image, none, two."""
     first, second = images(2)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from janus_modular import (
     CheckpointError,
@@ -98,6 +99,7 @@ class HfVisionEncoder(nn.Module):
             self.model = AutoModel.from_config(
                 copy.deepcopy(family), dtype=torch.get_default_dtype(), **self._options
             )
+        self._resize_positions()
         self.feature_dim: int = family.hidden_size
         self.patch = pair(family.patch_size)
         self.pixels = config.pixels or own_pixels(family, folder)
@@ -158,12 +160,18 @@ class HfVisionEncoder(nn.Module):
             key_mapping=KEY_MAPPINGS.get(self.model.config.model_type),
             **self._options,
         )
+        self._resize_positions()
         refuse_misshapen(path, info["mismatched_keys"])
         tensors = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}  # tied ones once
         missing = sorted(info["missing_keys"])
         inside, unexpected_keys = unused_weights(info["unexpected_keys"], self.model)
         refuse_unused(path, inside, f"the understanding encoder 'hf-vision' ({self.model.config.model_type})")
         return LoadedWeights(len(tensors) - len(missing), missing, unexpected_keys)
+
+    def _resize_positions(self) -> None:
+        """Let SigLIP2's NaFlex form resize its position table by `resized_positions`."""
+        if self.model.config.model_type == "siglip2_vision_model":
+            self.model.embeddings.resize_positional_embeddings = resized_positions
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         """Return the model's inputs; SigLIP2's NaFlex form takes patches, channels last, and their grid."""
@@ -176,7 +184,7 @@ class HfVisionEncoder(nn.Module):
         return {
             "pixel_values": patches,
             "pixel_attention_mask": None,  # no patch is padding
-            "spatial_shapes": torch.tensor([[rows, columns]]),  # the same for all images
+            "spatial_shapes": (rows, columns),  # for `resized_positions`, the same for all images
         }
 
     def _positions(self, rows: int, columns: int) -> dict[str, Tensor]:
@@ -198,6 +206,33 @@ class HfVisionEncoder(nn.Module):
             "embeddings.position_embedding.weight": fitted.flatten(2)[0].T.to(table.dtype),
             "embeddings.position_ids": torch.arange(rows * columns, device=table.device)[None],
         }
+
+
+def resized_positions(table: Tensor, grid: tuple[int, int] | Tensor, max_length: int) -> Tensor:
+    """Return the positions (1, P, C) of a grid, from a table (H, W, C): antialiased bilinear, as SigLIP 2's.
+
+    Two products with weights take the place of torch's and ONNX Runtime's resize, which compute something
+    else for a grid of one column on a CPU. Grids (N, 2), with which only others call the model, are
+    transformers' own matter.
+    """
+    if isinstance(grid, Tensor):
+        resized: Tensor = Siglip2VisionEmbeddings.resize_positional_embeddings(table, grid, max_length)
+        return resized
+    by_rows = torch.einsum("rh,hwc->rwc", resize_weights(table.shape[0], grid[0], table), table.float())
+    fitted = torch.einsum("kw,rwc->rkc", resize_weights(table.shape[1], grid[1], table), by_rows)
+    return fitted.reshape(1, max_length, table.shape[2]).to(table.dtype)
+
+
+def resize_weights(size: int, output_size: int, like: Tensor) -> Tensor:
+    """Return the weights (output_size, size) of a triangle as wide as an output element, or as an input.
+
+    As torch and Pillow: the centre of output i is (i + 0.5) size / output_size, and its weights sum to 1.
+    """
+    scale = size / torch.full((), output_size, dtype=torch.float32, device=like.device)
+    centres = (torch.arange(output_size, device=like.device) + 0.5) * scale
+    inputs = torch.arange(size, device=like.device) + 0.5
+    weights = (1 - (centres[:, None] - inputs).abs() / scale.clamp(min=1)).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def vision_config(config: HfVisionConfig, folder: Path | None) -> Any:
