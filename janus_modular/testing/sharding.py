@@ -42,17 +42,18 @@ def check_sharding(component: Any, example: Tensor, *, slot: str) -> None:
     if type(component).__module__ == "__main__":
         raise NotApplicable("its class is in __main__, which other processes cannot import")
     try:
-        message = pickle.dumps((plugin_files(), pickle.dumps((component, example, slot))))
+        content = pickle.dumps((component, example, slot))
+        message = pickle.dumps((plugin_files(content), content))
     except Exception as error:
         raise CheckError(f"it cannot be sent to another process: {error}") from error
     error_text = _pair().check(message)
     ensure(not error_text, error_text)
 
 
-def plugin_files() -> list[Path]:
-    """Return the local plugin files that this process has loaded, for the other processes to load."""
+def plugin_files(content: bytes) -> list[Path]:
+    """Return the local plugin files whose classes a pickle names, for the other processes to load."""
     loaded = {name: module for name, module in sys.modules.items() if name.startswith(FILE_MODULE)}
-    return [Path(str(module.__file__)) for module in loaded.values()]
+    return [Path(str(module.__file__)) for name, module in loaded.items() if name.encode() in content]
 
 
 class GlooPair:

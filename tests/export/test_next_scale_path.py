@@ -12,7 +12,7 @@ from PIL import Image
 from janus_export.config import ExportConfig
 from janus_export.onnx_export.export import export
 from janus_export.verify import verify
-from janus_modular import ImageTarget, Message, Sample, Text
+from janus_modular import ImageTarget, Message, PluginError, Sample, Text
 from janus_modular.checkpoints import ModelAssembly, save
 from janus_modular.config import load, resolve
 from janus_modular.config.schema import ModelConfig
@@ -105,3 +105,10 @@ def test_its_bundle_draws_what_torch_draws(assembly: ModelAssembly, plugins: Plu
     )
     for drawn, reference in zip(actual, expected, strict=True):
         assert np.abs(np.asarray(drawn, int) - np.asarray(reference, int)).max() <= 1
+
+
+def test_a_broken_plugin_file_of_the_process_disturbs_no_check(plugins: Plugins, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("VALUE = 1\n", "utf-8")
+    with pytest.raises(PluginError, match="registers nothing"):
+        plugins.add_file(tmp_path / "broken.py")
+    test_its_contract_holds(plugins, "sharding")
